@@ -1,0 +1,48 @@
+"""Scores that mean what they say: temperature and Platt scaling, fitted on held-out raw scores, stored as scale and shift.
+
+Temperature: Guo et al. 2017, "On Calibration of Modern Neural Networks"; Platt 1999 for labels that do not exclude each other.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import expit, log_softmax
+
+_TEMPERATURE_LOG_BOUNDS = (-4.0, 4.0)
+
+
+def softmax(raw: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Row-wise softmax of [rows, labels]."""
+    result: NDArray[np.float32] = np.exp(log_softmax(raw.astype(np.float64), axis=1)).astype(np.float32)
+    return result
+
+
+def fit_temperature(raw: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
+    """The scale that minimises the negative log-likelihood of held-out raw scores [rows, labels]."""
+    rows = np.arange(len(targets))
+
+    def loss(log_scale: float) -> float:
+        return float(-log_softmax(raw * np.exp(log_scale), axis=1)[rows, targets].mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=_TEMPERATURE_LOG_BOUNDS, method="bounded").x))
+
+
+def fit_platt(raw: NDArray[np.float32], targets: NDArray[np.bool_]) -> tuple[float, float]:
+    """Scale and shift of one label, fitted to held-out raw scores [rows] with Platt's smoothed targets."""
+    positive, negative = int(targets.sum()), int((~targets).sum())
+    smooth = np.where(targets, (positive + 1) / (positive + 2), 1 / (negative + 2))
+
+    def loss(parameters: NDArray[np.float64]) -> float:
+        margin = parameters[0] * raw + parameters[1]
+        return float(np.mean(np.logaddexp(0.0, margin) - smooth * margin))
+
+    scale, shift = minimize(loss, np.array([1.0, 0.0]), method="Nelder-Mead").x
+    return float(scale), float(shift)
+
+
+def logistic(raw: NDArray[np.float32], scale: float, shift: float) -> NDArray[np.float32]:
+    """Platt scaling of [rows]."""
+    result: NDArray[np.float32] = expit(scale * raw.astype(np.float64) + shift).astype(np.float32)
+    return result

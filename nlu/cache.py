@@ -1,0 +1,145 @@
+"""Phrase to Encoding by the cheapest way there is: cold table, this process's LRU, Redis, and last the model.
+
+What is cached are Encodings, not answers, keyed by the vectorizer's fingerprint: retraining heads empties nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from annotators.annotator import Encoding
+from nlu.batcher import Batcher, Ticket
+from nlu.cold import ColdTable
+from nlu.record import key
+from nlu.redis_tier import RedisTier
+from nlu.types import Source
+
+_ENTRY_OVERHEAD = 500  # bytes of Python objects around an entry's arrays, measured
+
+
+class Lru:
+    """Least recently used Encodings under a byte budget. Only the event loop touches it."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._entries: OrderedDict[bytes, Encoding] = OrderedDict()
+        self.nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, phrase_key: bytes) -> Encoding | None:
+        """The Encoding under a key, which becomes the most recent."""
+        encoding = self._entries.get(phrase_key)
+        if encoding is not None:
+            self._entries.move_to_end(phrase_key)
+        return encoding
+
+    def put(self, phrase_key: bytes, encoding: Encoding) -> None:
+        """Keep an Encoding, dropping the least recent ones to stay within the budget."""
+        previous = self._entries.pop(phrase_key, None)
+        if previous is not None:
+            self.nbytes -= previous.nbytes + _ENTRY_OVERHEAD
+        self._entries[phrase_key] = encoding
+        self.nbytes += encoding.nbytes + _ENTRY_OVERHEAD
+        while self.nbytes > self._budget and self._entries:
+            _, dropped = self._entries.popitem(last=False)
+            self.nbytes -= dropped.nbytes + _ENTRY_OVERHEAD
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """One phrase on its way through Redis and the model, and how many callers wait for it."""
+
+    deadline: float
+    task: asyncio.Task[tuple[Encoding, Source]] | None = None
+    ticket: Ticket | None = None
+    waiters: int = 0
+
+    def extend(self, deadline: float) -> None:
+        """The work is worth doing as long as one caller can still use it."""
+        self.deadline = max(self.deadline, deadline)
+        if self.ticket is not None:
+            self.ticket.deadline = self.deadline
+
+
+class EncodingCache:
+    """The tiers in front of one vectorizer. The LRU and Redis outlive it: their keys carry the fingerprint."""
+
+    def __init__(
+        self,
+        fingerprint: str,
+        *,
+        dim: int,
+        token_dim: int,
+        cold: ColdTable | None,
+        lru: Lru,
+        redis: RedisTier | None,
+        batcher: Batcher,
+    ) -> None:
+        self._fingerprint = fingerprint
+        self._dim, self._token_dim = dim, token_dim
+        self._cold, self._lru, self._redis, self._batcher = cold, lru, redis, batcher
+        self._flights: dict[tuple[bytes, bool], _Flight] = {}
+
+    def near(self, phrase: str, *, tokens: bool) -> tuple[Encoding, Source] | None:
+        """What this machine already holds, without waiting; an Encoding without token vectors misses where they are needed."""
+        return self._near(key(self._fingerprint, phrase), tokens=tokens)
+
+    async def encode(self, phrase: str, *, tokens: bool, deadline: float) -> tuple[Encoding, Source]:
+        """The phrase's Encoding and where it came from. Raises Overloaded, TooLate, Draining or EncodeFailed.
+
+        Callers of one phrase share one flight; it is cancelled only when all of them are.
+        """
+        phrase_key = key(self._fingerprint, phrase)
+        found = self._near(phrase_key, tokens=tokens)
+        if found is not None:
+            return found
+        flight = self._flights.get((phrase_key, tokens))
+        if flight is None:
+            flight = self._flights[phrase_key, tokens] = _Flight(deadline)
+            flight.task = asyncio.create_task(self._fetch(flight, phrase_key, phrase, tokens=tokens))
+        flight.extend(deadline)
+        return await self._wait(flight)
+
+    def _near(self, phrase_key: bytes, *, tokens: bool) -> tuple[Encoding, Source] | None:
+        encoding = self._lru.get(phrase_key)
+        if encoding is not None and (encoding.tokens is not None or not tokens):
+            return encoding, Source.LRU
+        if self._cold is not None:
+            encoding = self._cold.get(phrase_key)
+            if encoding is not None and (encoding.tokens is not None or not tokens):
+                return encoding, Source.COLD
+        return None
+
+    async def _wait(self, flight: _Flight) -> tuple[Encoding, Source]:
+        task = flight.task
+        if task is None:
+            raise RuntimeError("a flight without a task; this is a bug")
+        flight.waiters += 1
+        try:
+            return await asyncio.shield(task)
+        finally:
+            flight.waiters -= 1
+            if not flight.waiters and not task.done():
+                task.cancel()
+
+    async def _fetch(
+        self, flight: _Flight, phrase_key: bytes, phrase: str, *, tokens: bool
+    ) -> tuple[Encoding, Source]:
+        try:
+            if self._redis is not None:
+                encoding = await self._redis.get(phrase_key, dim=self._dim, token_dim=self._token_dim)
+                if encoding is not None and (encoding.tokens is not None or not tokens):
+                    self._lru.put(phrase_key, encoding)
+                    return encoding, Source.REDIS
+            flight.ticket = self._batcher.submit(phrase, tokens=tokens, deadline=flight.deadline)
+            encoding = await flight.ticket.future
+            self._lru.put(phrase_key, encoding)
+            if self._redis is not None:
+                self._redis.put(phrase_key, encoding)
+            return encoding, Source.MODEL
+        finally:
+            self._flights.pop((phrase_key, tokens), None)

@@ -1,0 +1,201 @@
+"""Bundle to Engine: every part loaded, checked against the others, and warm before anyone is answered.
+
+A part whose digest did not change is taken over from the engine before, so a sprint's new head costs its own kilobytes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from annotators import table
+from annotators.annotator import Heard, HeardTurn
+from annotators.fleet import Fleet
+from annotators.table import Head
+from index.replies import Replies
+from nlu import canaries
+from nlu.cold import ColdTable
+from nlu.engine import Engine
+from nlu.errors import EngineRefused, VectorizerRefused
+from nlu.normalizer import normalize
+from nlu.ranker import DEFAULT_WEIGHTS, Ranker
+from nlu.types import Versions
+from nlu.vectorizer import Vectorizer
+from statics.bundle import Bundle
+from statics.manifest import Component
+from statics.version import service_version
+
+logger = logging.getLogger(__name__)
+
+Part = TypeVar("Part")
+
+WARM_UP = (
+    "hi",
+    "what's the weather like",
+    "remind me to take the bread out of the oven in twenty five minutes please",
+)
+
+
+def load(bundle: Bundle, *, before: Engine | None = None) -> Engine:
+    """Load a verified bundle; raises EngineRefused where its parts do not belong together."""
+    loader = _Loader(bundle, {} if before is None else before.parts)
+    vectorizer = loader.one("vectorizer", _vectorizer)
+    if vectorizer is None:
+        raise EngineRefused(
+            "bundle", found="no vectorizer", expected="exactly one", remedy="build it with a vectorizer"
+        )
+    promised = bundle.of_kind("vectorizer")[0].provides.get("vectorizer")
+    if promised != vectorizer.fingerprint:
+        raise EngineRefused(
+            "vectorizer", found=f"fingerprint {vectorizer.fingerprint}", expected=f"{promised} as the manifest says",
+            remedy="publish the bundle again; the manifest was not made from this folder",
+        )  # fmt: skip
+    _check_canaries(bundle, vectorizer)
+    heads = [loader.part(component, _head) for component in bundle.of_kind("head")]
+    for head in heads:
+        _check_head(head, vectorizer)
+    fleet = Fleet(heads)
+    engine = Engine(
+        bundle=bundle,
+        versions=Versions(bundle.digest, vectorizer.fingerprint, service_version()),
+        vectorizer=vectorizer,
+        fleet=fleet,
+        replies=_checked_width(loader.one("index", Replies.load), vectorizer),
+        ranker=loader.one("ranker", Ranker.load) or Ranker(DEFAULT_WEIGHTS),
+        cold=_checked_fingerprint(loader.one("cold", ColdTable), vectorizer),
+        parts=loader.parts,
+    )
+    for head in heads:
+        if before is None or before.fleet.heads.get(head.spec.name) is not head:
+            _check_golden(head, vectorizer)
+    vectorizer.encode([normalize(text, uncased=vectorizer.spec.uncased).text for text in WARM_UP])
+    logger.info(
+        "loaded bundle %s: %d heads, %d reply rows", bundle.digest[:12], len(heads), len(engine.replies or ())
+    )
+    return engine
+
+
+class _Loader:
+    """Loads components, or takes them over by digest."""
+
+    def __init__(self, bundle: Bundle, known: dict[str, object]) -> None:
+        self._bundle, self._known = bundle, known
+        self.parts: dict[str, object] = {}
+
+    def part(self, component: Component, make: Callable[[Path], Part]) -> Part:
+        loaded = self._known.get(component.digest)
+        if loaded is None:
+            try:
+                loaded = make(self._bundle.folder(component))
+            except (ValueError, VectorizerRefused) as error:
+                raise EngineRefused(
+                    f"{component.kind} {component.name}",
+                    found=str(error),
+                    expected="a part this code can load",
+                    remedy="rebuild it",
+                ) from error
+        self.parts[component.digest] = loaded
+        return loaded  # type: ignore[return-value]  # a digest is of one kind, and a kind is loaded by one function
+
+    def one(self, kind: str, make: Callable[[Path], Part]) -> Part | None:
+        components = self._bundle.of_kind(kind)
+        if len(components) > 1:
+            raise EngineRefused(
+                "bundle",
+                found=f"{len(components)} parts of kind {kind}",
+                expected="at most one",
+                remedy="drop one",
+            )
+        return self.part(components[0], make) if components else None
+
+
+def _vectorizer(folder: Path) -> Vectorizer:
+    return Vectorizer(folder)
+
+
+def _head(folder: Path) -> Head:
+    return table.load(folder)
+
+
+def _check_canaries(bundle: Bundle, vectorizer: Vectorizer) -> None:
+    """Artifacts of one vectorizer share one canary file, so there is normally one check, whatever their number."""
+    seen: set[str] = set()
+    for component in bundle.manifest.components:
+        if "vectorizer" not in component.requires:
+            continue
+        digest = next((file.sha256 for file in component.files if file.name == canaries.FILE), "")
+        if digest not in seen:
+            canaries.check(f"{component.kind} {component.name}", bundle.folder(component), vectorizer)
+            seen.add(digest)
+
+
+def _check_head(head: Head, vectorizer: Vectorizer) -> None:
+    part = f"head {head.spec.name}"
+    if head.spec.requires.vectorizer != vectorizer.fingerprint:
+        raise EngineRefused(
+            part, found=f"trained on vectorizer {head.spec.requires.vectorizer}", expected=vectorizer.fingerprint,
+            remedy="retrain the head on this bundle's vectorizer",
+        )  # fmt: skip
+    widths = (
+        ("dim", getattr(head, "dim", vectorizer.dim), vectorizer.dim),
+        ("token_dim", getattr(head, "token_dim", vectorizer.token_dim), vectorizer.token_dim),
+    )
+    for name, found, expected in widths:
+        if found != expected:
+            raise EngineRefused(
+                part,
+                found=f"{name} {found}",
+                expected=f"{name} {expected}",
+                remedy="retrain the head on this bundle's vectorizer",
+            )
+
+
+def _check_golden(head: Head, vectorizer: Vectorizer) -> None:
+    """A head must still answer the phrases it was stored with."""
+    alone = Fleet([head])
+    uncased = vectorizer.spec.uncased
+
+    for golden in head.spec.golden:
+        phrases = [
+            normalize(text, uncased=uncased)
+            for text in (golden.text, *(turn.text for turn in golden.context))
+        ]
+        encoding, *before = vectorizer.encode([phrase.text for phrase in phrases])
+        turns = [HeardTurn(turn.role, said) for turn, said in zip(golden.context, before, strict=True)]
+        annotation = alone.annotate(Heard.alone(phrases[0].text, encoding, turns))[0]
+        label = annotation.labels[0].label if annotation.labels else ""
+        spans = tuple(f"{span.label}={phrases[0].text[span.start : span.end]}" for span in annotation.spans)
+        if (golden.label and label != golden.label) or (golden.spans and spans != golden.spans):
+            raise EngineRefused(
+                f"head {head.spec.name}",
+                found=f"{json.dumps(golden.text)} answered with {label or list(spans)}",
+                expected=str(golden.label or list(golden.spans)),
+                remedy="the head does not fit this vectorizer; retrain it",
+            )
+
+
+def _checked_width(replies: Replies | None, vectorizer: Vectorizer) -> Replies | None:
+    if replies is not None and replies.dim != vectorizer.dim:
+        raise EngineRefused(
+            "index",
+            found=f"vectors {replies.dim} wide",
+            expected=str(vectorizer.dim),
+            remedy="rebuild the index with this vectorizer",
+        )
+    return replies
+
+
+def _checked_fingerprint(cold: ColdTable | None, vectorizer: Vectorizer) -> ColdTable | None:
+    if cold is not None and (cold.spec.vectorizer, cold.spec.dim, cold.spec.token_dim) != (
+        vectorizer.fingerprint,
+        vectorizer.dim,
+        vectorizer.token_dim,
+    ):
+        raise EngineRefused(
+            "cold cache", found=f"made by vectorizer {cold.spec.vectorizer}", expected=vectorizer.fingerprint,
+            remedy="rebuild it with `nlu cache build`",
+        )  # fmt: skip
+    return cold

@@ -1,0 +1,212 @@
+"""One utterance, from text to reply. This is the file to read first."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from annotators.annotator import Annotation, Encoding, Heard, HeardTurn, Status
+from index.replies import Hit
+from nlu import metrics
+from nlu.cache import EncodingCache
+from nlu.engine import Engine
+from nlu.errors import InvalidInput
+from nlu.normalizer import Phrase, normalize
+from nlu.types import Candidate, Reply, Source, Timings, Utterance
+
+_HITS_PER_REPLY = 4  # the ranker chooses among this many times as many hits as replies are wanted
+_INLINE_ROWS = 20_000  # an index beyond this is searched on a thread, so that it never holds up other callers
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """An engine with its cache. A new bundle is a new Pipeline; a request keeps the one it began with."""
+
+    engine: Engine
+    cache: EncodingCache
+    default_persona: str
+
+    async def understand(self, utterance: Utterance, *, deadline: float) -> Reply:
+        """Answer one turn. `deadline` is in time.monotonic() seconds. Raises the errors of nlu/errors.py."""
+        began = time.perf_counter_ns()
+        engine = self.engine
+        self._check(utterance)
+        phrases = [self._normalize(hypothesis.text) for hypothesis in utterance.hypotheses]
+        turns = [self._normalize(turn.text) for turn in utterance.context]
+        normalized = time.perf_counter_ns()
+
+        tokens = engine.fleet.needs_tokens(utterance.annotators)
+        found = await self._encode([*phrases, *turns], tokens=tokens, deadline=deadline)
+        encodings = [encoding for encoding, _ in found]
+        encoded = time.perf_counter_ns()
+
+        heard = _heard(utterance, phrases, encodings)
+        annotations = engine.fleet.annotate(heard, wanted=utterance.annotators)
+        annotated = time.perf_counter_ns()
+
+        hits = await self._search(utterance, encodings[heard.best])
+        searched = time.perf_counter_ns()
+
+        replies = self._rank(utterance, hits, annotations)
+        ranked = time.perf_counter_ns()
+
+        timings = Timings(
+            total=ranked - began,
+            normalize=normalized - began,
+            encode=encoded - normalized,
+            annotate=annotated - encoded,
+            search=searched - annotated,
+            rank=ranked - searched,
+        )
+        _count(timings, found, annotations)
+        return Reply(
+            phrase=phrases[heard.best].text,
+            hypothesis=heard.best,
+            annotations=tuple(_in_original(annotation, phrases[heard.best]) for annotation in annotations),
+            replies=replies,
+            versions=engine.versions,
+            timings=timings,
+            source=found[heard.best][1],
+        )
+
+    async def encode(
+        self, texts: Sequence[str], *, tokens: bool, deadline: float
+    ) -> list[tuple[Phrase, Encoding, Source]]:
+        """The vectorizer as a service: each text's phrase, Encoding and source."""
+        phrases = [self._normalize(text) for text in texts]
+        found = await self._encode(phrases, tokens=tokens, deadline=deadline)
+        for _, source in found:
+            metrics.ENCODINGS.labels(source.value).inc()
+        return [(phrase, encoding, source) for phrase, (encoding, source) in zip(phrases, found, strict=True)]
+
+    def _check(self, utterance: Utterance) -> None:
+        """Refuse what this engine does not have, by name, before any work is done."""
+        fleet, replies = self.engine.fleet, self.engine.replies
+        unknown = [] if utterance.annotators is None else sorted(utterance.annotators.difference(fleet.heads))
+        if unknown:
+            raise InvalidInput(
+                "annotators",
+                found=", ".join(map(repr, unknown)),
+                expected=f"some of {', '.join(fleet.names)}",
+                remedy="see Describe",
+            )
+        if replies is None:
+            return
+        for field, value, known in (
+            ("persona", utterance.persona, replies.personas),
+            ("surface", utterance.surface, replies.surfaces),
+        ):
+            if value and value not in known:
+                raise InvalidInput(
+                    field, found=repr(value), expected=f"one of {', '.join(known)}", remedy="see Describe"
+                )
+
+    def _normalize(self, text: str) -> Phrase:
+        return normalize(text, uncased=self.engine.vectorizer.spec.uncased)
+
+    async def _encode(
+        self, phrases: Sequence[Phrase], *, tokens: bool, deadline: float
+    ) -> list[tuple[Encoding, Source]]:
+        near = [self.cache.near(phrase.text, tokens=tokens) for phrase in phrases]
+        missing = [phrase for phrase, hit in zip(phrases, near, strict=True) if hit is None]
+        if not missing:
+            return [hit for hit in near if hit is not None]
+        if len(missing) == 1:
+            fresh = [await self.cache.encode(missing[0].text, tokens=tokens, deadline=deadline)]
+        else:
+            wanted = [self.cache.encode(phrase.text, tokens=tokens, deadline=deadline) for phrase in missing]
+            answers = await asyncio.gather(*wanted, return_exceptions=True)
+            fresh = [_or_raise(answer) for answer in answers]
+        computed = iter(fresh)
+        return [next(computed) if hit is None else hit for hit in near]
+
+    async def _search(self, utterance: Utterance, encoding: Encoding) -> list[Hit]:
+        replies, k = self.engine.replies, utterance.retrieval.top_k
+        if replies is None or not k:
+            return []
+        persona = utterance.persona or (
+            self.default_persona if self.default_persona in replies.personas else None
+        )
+
+        def search() -> list[Hit]:
+            return replies.search(
+                encoding.sentence,
+                k * _HITS_PER_REPLY,
+                persona=persona,
+                surface=utterance.surface or None,
+                as_of=utterance.as_of or datetime.now(UTC),
+                avoid=utterance.retrieval.avoid,
+            )
+
+        if len(replies) <= _INLINE_ROWS:
+            return search()
+        return await asyncio.to_thread(search)
+
+    def _rank(
+        self, utterance: Utterance, hits: Sequence[Hit], annotations: Sequence[Annotation]
+    ) -> tuple[Candidate, ...]:
+        said = frozenset(turn.text.casefold() for turn in utterance.context if turn.role == "assistant")
+        return self.engine.ranker.rank(
+            hits, annotations, said, k=utterance.retrieval.top_k, explain=utterance.explain
+        )
+
+
+def _or_raise(answer: tuple[Encoding, Source] | BaseException) -> tuple[Encoding, Source]:
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
+def _heard(utterance: Utterance, phrases: Sequence[Phrase], encodings: Sequence[Encoding]) -> Heard:
+    """What the heads see; hypotheses weigh by their confidence, or the same where there is none."""
+    count = len(phrases)
+    confidences = [hypothesis.confidence or 0.0 for hypothesis in utterance.hypotheses]
+    total = sum(confidences)
+    weights = tuple(confidence / total for confidence in confidences) if total > 0 else (1 / count,) * count
+    return Heard(
+        phrases=tuple(phrase.text for phrase in phrases),
+        encodings=tuple(encodings[:count]),
+        weights=weights,
+        best=max(range(count), key=weights.__getitem__),
+        context=tuple(
+            HeardTurn(turn.role, encoding)
+            for turn, encoding in zip(utterance.context, encodings[count:], strict=True)
+        ),
+    )
+
+
+def _in_original(annotation: Annotation, phrase: Phrase) -> Annotation:
+    """Spans in the caller's own text."""
+    if not annotation.spans or phrase.starts is None:
+        return annotation
+    return replace(
+        annotation,
+        spans=tuple(
+            span._replace(start=start, end=end)
+            for span in annotation.spans
+            for start, end in (phrase.to_original(span.start, span.end),)
+        ),
+    )
+
+
+def _count(
+    timings: Timings, found: Sequence[tuple[Encoding, Source]], annotations: Sequence[Annotation]
+) -> None:
+    for stage, child in _STAGES:
+        child.observe(getattr(timings, stage) / 1e9)
+    for _, source in found:
+        _SOURCES[source].inc()
+    for annotation in annotations:
+        if annotation.status is not Status.OK:
+            metrics.ANNOTATIONS.labels(annotation.name, annotation.status.value).inc()
+
+
+# Looked up once: finding a labelled child costs more than counting.
+_STAGES = tuple(
+    (stage, metrics.STAGE_SECONDS.labels(stage))
+    for stage in ("normalize", "encode", "annotate", "search", "rank")
+)
+_SOURCES = {source: metrics.ENCODINGS.labels(source.value) for source in Source}

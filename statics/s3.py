@@ -1,0 +1,186 @@
+"""A store in an S3 bucket; the only module that imports boto3."""
+
+import base64
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import boto3  # type: ignore[import-untyped,unused-ignore]
+from botocore.config import Config  # type: ignore[import-untyped,unused-ignore]
+from botocore.exceptions import (  # type: ignore[import-untyped,unused-ignore]
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+from urllib3.exceptions import HTTPError
+
+from statics import disk
+from statics.errors import Forbidden, NotFound, StaticsError, StoreUnavailable
+from statics.store import blob_key, conflict, not_found
+
+CONNECT_TIMEOUT_S = 2.0
+READ_TIMEOUT_S = 3.0  # between two pieces of an answer
+TRIES = 3
+
+BLOBS = blob_key("")
+
+
+class S3Store:
+    """`endpoint` defaults to AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, credentials to boto3's usual places.
+
+    Other stores than AWS are addressed by path unless `path_style` says otherwise. Threads may share one.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        endpoint: str | None = None,
+        region: str | None = None,
+        path_style: bool | None = None,
+    ) -> None:
+        named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        endpoint = endpoint or named or None
+        self.bucket, self.prefix = bucket, prefix.strip("/")
+        self._client: Any = boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name=region,
+            config=Config(
+                connect_timeout=CONNECT_TIMEOUT_S,
+                read_timeout=READ_TIMEOUT_S,
+                retries={"mode": "standard", "total_max_attempts": TRIES},
+                s3=_addressing(endpoint, path_style),
+                # boto3's checksums miss changed bytes (ranged parts, objects stored without one), and some
+                # stores reject them; every byte that counts is held against a SHA-256 of ours instead.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            ),
+        )
+
+    @contextmanager
+    def open(self, key: str) -> Iterator[Iterator[bytes]]:
+        with self._get(key) as (chunks, _):
+            yield chunks
+
+    def read(self, key: str, limit: int) -> tuple[bytes, str | None]:
+        with self._get(key) as (chunks, token):
+            return disk.collect(chunks, self._part(key), limit), token
+
+    def exists(self, key: str) -> bool:
+        try:
+            with self._errors(key):
+                self._client.head_object(Bucket=self.bucket, Key=self._key(key))
+        except NotFound:
+            return False
+        return True
+
+    def put(
+        self, key: str, source: bytes | Path, *, if_absent: bool = False, if_match: str | None = None
+    ) -> None:
+        options: dict[str, str] = {}
+        if if_absent:
+            options["IfNoneMatch"] = "*"
+        if if_match is not None:
+            options["IfMatch"] = if_match
+        if key.startswith(BLOBS):
+            # The key is the digest: let the bucket refuse a blob that does not deserve its name.
+            options["ChecksumSHA256"] = base64.b64encode(bytes.fromhex(key.removeprefix(BLOBS))).decode()
+        if isinstance(source, bytes):
+            self._put(key, source, options)
+        else:
+            with open(source, "rb") as file:
+                self._put(key, file, options)
+
+    def _put(self, key: str, body: Any, options: dict[str, str]) -> None:
+        try:
+            with self._errors(key):
+                self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=body, **options)
+        except NotFound as error:
+            if "IfMatch" in options and "NoSuchBucket" not in str(error.__cause__):
+                raise conflict(key, found="nothing", expected=f"version {options['IfMatch']}") from error
+            raise
+
+    @contextmanager
+    def _get(self, key: str) -> Iterator[tuple[Iterator[bytes], str | None]]:
+        # One request for the whole object. In ranged parts boto3 has returned changed bytes without an error.
+        with self._errors(key):
+            answer = self._client.get_object(Bucket=self.bucket, Key=self._key(key))
+        body = answer["Body"]
+        try:
+            yield self._chunks(key, body, answer.get("ContentLength")), answer.get("ETag")
+        finally:
+            body.close()
+
+    def _chunks(self, key: str, body: Any, length: int | None) -> Iterator[bytes]:
+        seen = 0
+        while True:
+            with self._errors(key):
+                # `body.read(n)` returns when n bytes came, however slowly; `read1` returns what is there, so
+                # the reader sees its deadline pass. Content-Encoding is ignored: we hash what is stored.
+                chunk: bytes = body._raw_stream.read1(disk.CHUNK, decode_content=False)
+            if not chunk:
+                break
+            seen += len(chunk)
+            yield chunk
+        if length is not None and seen < length:  # a connection closed midway reads like an end
+            raise _unavailable(self._part(key), f"a body that ended after {seen} of {length} bytes")
+
+    def _key(self, key: str) -> str:
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    def _part(self, key: str) -> str:
+        return f"s3://{self.bucket}/{self._key(key)}"
+
+    @contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        part = self._part(key)
+        try:
+            yield
+        except ClientError as error:
+            raise _from_answer(part, error) from error
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise _forbidden(part, str(error)) from error
+        except (BotoCoreError, HTTPError, OSError) as error:
+            raise _unavailable(part, f"{type(error).__name__}: {error}") from error
+
+
+def _addressing(endpoint: str | None, path_style: bool | None) -> Any:
+    if path_style is None:
+        return {"addressing_style": "path" if endpoint else "auto"}
+    return {"addressing_style": "path" if path_style else "virtual"}
+
+
+def _from_answer(part: str, error: ClientError) -> StaticsError:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    found = f"HTTP {status} {code}"
+    if status == 404:
+        return not_found(part)
+    if status in {409, 412}:
+        return conflict(part, found=found, expected="the version named")
+    if status in {401, 403} or code in {"ExpiredToken", "InvalidToken"}:
+        return _forbidden(part, found)
+    return _unavailable(part, found)
+
+
+def _forbidden(part: str, found: str) -> Forbidden:
+    return Forbidden(
+        part=part,
+        found=found,
+        expected="leave to use this object",
+        remedy="correct credentials and bucket policy (without s3:ListBucket a missing key answers 403 too)",
+    )
+
+
+def _unavailable(part: str, found: str) -> StoreUnavailable:
+    return StoreUnavailable(
+        part=part,
+        found=found,
+        expected="an answer",
+        remedy="check endpoint, region and network, then try again",
+    )

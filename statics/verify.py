@@ -1,0 +1,135 @@
+"""Whether a bundle may be used: who vouches for it, does it fit this service, is every byte as declared.
+
+Nothing here parses what the files hold; nothing that parses them may run before this.
+"""
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from statics import disk, signing
+from statics.bundle import Bundle
+from statics.errors import FileMissing, FileUnexpected, ServiceMismatch, SignatureMissing
+from statics.manifest import (
+    MANIFEST,
+    MANIFEST_LIMIT,
+    SIGNATURE,
+    Component,
+    File,
+    Manifest,
+    check_chain,
+    manifest_digest,
+    parse,
+)
+from statics.signing import SIGNATURE_LIMIT, Keyring
+from statics.version import satisfies
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What the deployment accepts; with a keyring, only what one of its keys has signed."""
+
+    service: str
+    keyring: Keyring | None = None
+    require_signature: bool = False
+
+
+def verify(
+    path: Path, *, service: str, keyring: Keyring | None = None, require_signature: bool = False
+) -> Bundle:
+    """The bundle at `path`, or the StaticsError that says why it is not one; cheap checks first."""
+    return verify_bundle(path, Trust(service, keyring, require_signature))
+
+
+def verify_bundle(path: Path, trust: Trust) -> Bundle:
+    raw, signature = read_manifest(path)
+    manifest = admit(raw, signature, trust)
+    check_files(path, manifest)
+    return Bundle(path, manifest, manifest_digest(raw))
+
+
+def read_manifest(path: Path) -> tuple[bytes, bytes | None]:
+    """The raw manifest of the bundle at `path`, and its signature file where there is one."""
+    with disk.directory(path, str(path)) as root:
+        raw = disk.read_small(MANIFEST, MANIFEST, MANIFEST_LIMIT, inside=root)
+        try:
+            signature = disk.read_small(SIGNATURE, SIGNATURE, SIGNATURE_LIMIT, inside=root)
+        except FileMissing:
+            return raw, None
+    return raw, signature
+
+
+def admit(raw: bytes, signature: bytes | None, trust: Trust) -> Manifest:
+    """The manifest, if it is vouched for and fits this service; the signature comes before any parsing."""
+    if trust.keyring is not None or trust.require_signature:
+        if signature is None:
+            raise SignatureMissing(
+                part=SIGNATURE,
+                found="no signature",
+                expected="one by a key this deployment trusts",
+                remedy="sign the bundle when building it, and publish it again",
+            )
+        signing.verify(raw, signature, trust.keyring or Keyring({}))
+    manifest = parse(raw)
+    if not satisfies(trust.service, manifest.requires_service):
+        raise ServiceMismatch(
+            part=MANIFEST,
+            found=f"service {trust.service}",
+            expected=f"service {manifest.requires_service}",
+            remedy="run a service in that range, or publish a bundle built for this one",
+        )
+    check_chain(manifest)
+    return manifest
+
+
+def check_files(path: Path, manifest: Manifest) -> None:
+    """Exactly the files of the manifest with exactly their bytes; all names and sizes before any bytes."""
+    with disk.directory(path, str(path)) as root:
+        folders = {component.folder for component in manifest.components}
+        _check_names(root, str(path), {MANIFEST} | folders, optional={SIGNATURE})
+        for component in manifest.components:
+            with disk.directory(component.folder, component.folder, inside=root) as folder:
+                _check_names(folder, component.folder, {file.name for file in component.files})
+                for file in component.files:
+                    _check_status(folder, component, file)
+        for component in manifest.components:
+            with disk.directory(component.folder, component.folder, inside=root) as folder:
+                for file in component.files:
+                    _check_bytes(folder, component, file)
+
+
+def _check_names(
+    directory: int, part: str, expected: Collection[str], optional: Collection[str] = ()
+) -> None:
+    with disk.local_errors(part):
+        found = set(os.listdir(directory))
+    missing, extra = set(expected) - found, found - set(expected) - set(optional)
+    if missing:
+        raise FileMissing(
+            part=f"{part}/{min(missing)}",
+            found=f"{len(missing)} missing" + (f", and an unknown {min(extra)}" if extra else ""),
+            expected="every file of the manifest",
+            remedy="pull or build the bundle again",
+        )
+    if extra:
+        raise FileUnexpected(
+            part=f"{part}/{min(extra)}",
+            found=f"{len(extra)} that the manifest does not name",
+            expected="only what the manifest names",
+            remedy="remove it, or pull the bundle again",
+        )
+
+
+def _check_status(folder: int, component: Component, file: File) -> None:
+    part = f"{component.folder}/{file.name}"
+    with disk.local_errors(part):
+        status = os.stat(file.name, dir_fd=folder, follow_symlinks=False)
+    disk.check_plain(status, part)
+    disk.check_size(status.st_size, part, file.size)
+
+
+def _check_bytes(folder: int, component: Component, file: File) -> None:
+    part = f"{component.folder}/{file.name}"
+    with disk.plain_file(file.name, part, inside=folder) as descriptor:
+        disk.check_content(disk.read_chunks(descriptor, part), part, size=file.size, sha256=file.sha256)
