@@ -26,9 +26,11 @@ class AnchorsHead:
     def __post_init__(self) -> None:
         labels = np.arange(len(self.spec.labels))
         starts = np.searchsorted(self.owner, labels)
-        if len(np.unique(self.owner)) != len(labels) or (np.diff(self.owner) < 0).any():
+        if not np.array_equal(np.unique(self.owner), labels) or (np.diff(self.owner) < 0).any():
             raise HeadInvalid(
-                self.spec.name, found="a label without anchors", expected="one anchor or more for every label"
+                self.spec.name,
+                found="anchors without a label, a label without anchors, or anchors out of order",
+                expected="one anchor or more for every label, ordered by label",
             )
         object.__setattr__(self, "starts", starts)
 
@@ -59,7 +61,8 @@ class AnchorsHead:
         sentences = np.stack([encoding.sentence for encoding in heard.encodings])
         nearest = np.maximum.reduceat(sentences @ self.anchors.T, self.starts, axis=1)  # [hypotheses, labels]
         raw = np.asarray(heard.weights, np.float32) @ nearest
-        scores = 1 / (1 + np.exp(-(np.float32(spec.scale[0]) * raw + np.float32(spec.shift[0]))))
+        with np.errstate(over="ignore"):  # far below zero the score is 0
+            scores = 1 / (1 + np.exp(-(np.float32(spec.scale[0]) * raw + np.float32(spec.shift[0]))))
         return Annotation(
             spec.name, spec.kind, Status.OK, labels=ranking(spec, scores, raw, top=3), version=self.version
         )

@@ -54,6 +54,11 @@ class ContextHead:
                 spec.name, found=f"params.turns = {turns!r}", expected="a whole number from 1 to 16"
             )
         expect_shapes(spec, tensors, {"weight": (len(spec.labels), None), "bias": (len(spec.labels),)})
+        width, blocks = tensors["weight"].shape[1], 2 + len(ROLES) * turns
+        if width % blocks:
+            raise HeadInvalid(
+                spec.name, found=f"weights {width} wide", expected=f"a multiple of {blocks} for {turns} turns"
+            )
         return cls(spec, tensors["weight"], tensors["bias"], turns, version)
 
     def save(self, folder: Path) -> None:

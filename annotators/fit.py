@@ -160,11 +160,9 @@ def make_anchors(
             np.concatenate([hits, np.zeros(len(strangers), np.bool_)]),
             np.concatenate([raw, strangers]),
         )
-    scale, shift = (
-        calibration.fit_platt(raw, hits)
-        if hits.any() and not hits.all()
-        else (_ANCHOR_SCALE, -_ANCHOR_SCALE / 2)
-    )
+    scale, shift = calibration.fit_platt(raw, hits) if hits.any() and not hits.all() else (0.0, 0.0)
+    if scale <= 0:  # nothing to learn from, or only noise: a nearer anchor must never score lower
+        scale, shift = _ANCHOR_SCALE, -_ANCHOR_SCALE / 2
     count = len(names)
     spec = Spec(
         name=about.name,

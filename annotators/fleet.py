@@ -145,7 +145,8 @@ def _decode(
     spec = head.spec
     if not spec.exclusive:
         margin = raw * np.asarray(spec.scale, np.float32) + np.asarray(spec.shift, np.float32)
-        scores = (1 / (1 + np.exp(-margin))).astype(np.float32)
+        with np.errstate(over="ignore"):  # far below zero the score is 0
+            scores = (1 / (1 + np.exp(-margin))).astype(np.float32)
     if weights is None:
         mixed, mixed_raw, disagreement = scores[0], raw[0], 0.0
     else:

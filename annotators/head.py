@@ -103,7 +103,7 @@ def read(folder: Path) -> tuple[Spec, Tensors, str]:
     weights = _bytes(folder / WEIGHTS_FILE, folder.name)
     try:
         stored = load_tensors(weights)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:  # KeyError: a dtype numpy lacks, such as bfloat16
         raise HeadInvalid(
             spec.name, found=f"unreadable weights ({error})", expected="a safetensors file"
         ) from error

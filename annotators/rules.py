@@ -14,6 +14,8 @@ from typing import Any
 from annotators.annotator import Annotation, Heard, Label, Span, Status
 from annotators.head import HeadInvalid, Spec, expect_shapes, read, write
 
+_EDGES = " .!?,"  # around a phrase these change nothing, neither in the list nor in what was said
+
 
 @dataclass(frozen=True)
 class RulesHead:
@@ -34,7 +36,7 @@ class RulesHead:
                     self.spec.name, found=f"a rule for label {label!r}", expected="one of the head's labels"
                 )
             for phrase in rule.get("phrases", ()):
-                if phrases.setdefault(phrase, label) != label:
+                if phrases.setdefault(phrase.strip(_EDGES), label) != label:
                     raise HeadInvalid(
                         self.spec.name, found=f"{phrase!r} under two labels", expected="one label a phrase"
                     )
@@ -68,7 +70,7 @@ class RulesHead:
     def annotate(self, heard: Heard) -> Annotation:
         """Match the best hypothesis."""
         phrase = heard.phrases[heard.best]
-        label = self.phrases.get(phrase.strip(" .!?,"))
+        label = self.phrases.get(phrase.strip(_EDGES))
         labels = () if label is None else (Label(label, 1.0, True, 1.0, 1.0),)
         spans = tuple(
             sorted(

@@ -52,7 +52,7 @@ def ranking(
 
     `scores` and `raw` are [labels]; at most `top` labels are returned, but every accepted one.
     """
-    order = scores.argsort(kind="stable")[::-1]
+    order = (-scores).argsort(kind="stable")  # of equal scores the earlier label, as argmax has it
     labels: list[Label] = []
     names, thresholds = spec.labels, spec.thresholds
     for rank, i in enumerate(order.tolist()):

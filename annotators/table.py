@@ -32,7 +32,7 @@ def load(folder: Path) -> Head:
         raise HeadInvalid(
             folder.name, found=f"unreadable {SPEC_FILE} ({error})", expected="a head folder"
         ) from error
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise HeadInvalid(
             folder.name,
             found=f"kind {kind!r}",

@@ -65,8 +65,7 @@ def prepare(vector: NDArray[Any], dim: int) -> NDArray[np.float32]:
     will do.
     """
     if isinstance(vector, np.ndarray) and vector.shape == (dim,) and vector.dtype == np.float32:
-        with np.errstate(all="ignore"):
-            square = float(vector.dot(vector))
+        square = float(np.vdot(vector, vector))  # unlike `dot` and `@`, without a warning when it overflows
         if TINY < square < HUGE:  # False for NaN
             unit: NDArray[np.float32] = vector * np.float32(1.0 / math.sqrt(square))
             return unit

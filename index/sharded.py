@@ -157,9 +157,7 @@ class ShardedIndex:
         return [hits for answers in self._share(scan, groups) for hits in answers]
 
     def _share(self, scan: Callable[[range], list[Hits]], groups: Sequence[range]) -> list[list[Hits]]:
-        """`scan` of every group, in order: the first in the calling thread, the others wherever there is
-        time.
-        """
+        """`scan` of every group, in order; the first in the calling thread, the others wherever there is time."""
         first, *others = groups
         futures = [self._pool.submit(scan, group) for group in others]
         answers = [scan(first)]
@@ -204,9 +202,7 @@ class ShardedIndex:
 
 
 def _groups(tasks: int, threads: int, nbytes: int) -> list[range]:
-    """`tasks` in runs, one for each thread worth waking to read `nbytes` in all; one run when there is no
-    task.
-    """
+    """`tasks` in runs, one for each thread worth waking to read `nbytes` in all; always one run or more."""
     count = max(1, min(threads, tasks, nbytes // FAN_OUT_BYTES))
     bounds = [tasks * i // count for i in range(count + 1)]
     return [range(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]

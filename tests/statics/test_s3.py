@@ -27,8 +27,7 @@ def store(bucket: str, s3_endpoint: str) -> S3Store:
 
 
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "READ_TIMEOUT_S", 0.3)
+def _one_try(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "TRIES", 1)
 
 
@@ -128,7 +127,10 @@ def test_s3_is_forbidden_without_credentials(
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     code = "from statics.s3 import S3Store; S3Store('b', endpoint='http://127.0.0.1:1').read('k', 1)"
     # In a process of its own, because boto3 keeps the credentials it found for a whole process.
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    home = Path(s3.__file__).parents[1]
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=home, capture_output=True, text=True, check=False
+    )
     assert "Forbidden: forbidden: s3://b/k: found Unable to locate credentials" in ended.stderr
 
 
@@ -146,16 +148,18 @@ def test_s3_reads_through_a_plain_proxy(
 
 
 def test_s3_is_unavailable_when_a_body_stalls(
-    bucket: str, store: S3Store, bad_network: Callable[[Send], str]
+    bucket: str, store: S3Store, bad_network: Callable[[Send], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stall(client: socket.socket, data: bytes, sent: int) -> None:
-        client.sendall(data) if sent < 100_000 else time.sleep(1)
+        client.sendall(data) if sent < 100_000 else time.sleep(10)
+
+    monkeypatch.setattr(s3, "READ_TIMEOUT_S", 0.4)
 
     store.put("k", BIG)
     far, begin = S3Store(bucket, endpoint=bad_network(stall)), time.monotonic()
     with pytest.raises(StoreUnavailable, match="ReadTimeout"):
         read(far, "k")
-    assert time.monotonic() - begin < 0.9
+    assert time.monotonic() - begin < 5
 
 
 def test_s3_never_takes_a_cut_body_for_a_whole_one(
@@ -185,4 +189,4 @@ def test_s3_hands_on_what_drips_in(bucket: str, store: S3Store, bad_network: Cal
     with far.open("k") as chunks:
         first = next(chunks)
     assert 0 < len(first) < 1000
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 5
