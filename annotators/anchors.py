@@ -38,7 +38,7 @@ class AnchorsHead:
     def load(cls, folder: Path) -> AnchorsHead:
         """Read a head folder; raises HeadInvalid."""
         spec, tensors, version = read(folder)
-        count = len(tensors.get("anchors", ()))
+        count = len(np.atleast_1d(tensors.get("anchors", np.zeros(0))))
         expect_shapes(spec, tensors, {"anchors": (None, None), "owner": (count,)})
         return cls(spec, tensors["anchors"], tensors["owner"].astype(np.int64), version)
 
@@ -58,9 +58,9 @@ class AnchorsHead:
     def annotate(self, heard: Heard) -> Annotation:
         """Answer by the nearest anchors; over several hypotheses the cosines are averaged by weight."""
         spec = self.spec
-        sentences = np.stack([encoding.sentence for encoding in heard.encodings])
-        nearest = np.maximum.reduceat(sentences @ self.anchors.T, self.starts, axis=1)  # [hypotheses, labels]
-        raw = np.asarray(heard.weights, np.float32) @ nearest
+        raw = np.zeros(len(spec.labels), np.float32)
+        for weight, encoding in zip(heard.weights, heard.encodings, strict=True):
+            raw += np.float32(weight) * np.maximum.reduceat(self.anchors @ encoding.sentence, self.starts)
         with np.errstate(over="ignore"):  # far below zero the score is 0
             scores = 1 / (1 + np.exp(-(np.float32(spec.scale[0]) * raw + np.float32(spec.shift[0]))))
         return Annotation(

@@ -46,7 +46,7 @@ def viterbi(scores: NDArray[np.float32], legal: NDArray[np.bool_]) -> list[int]:
     """The best legal path through log scores [tokens, tags]; an I- tag cannot open the sequence."""
     greedy: list[int] = scores.argmax(axis=1).tolist()
     first_legal = legal[0]  # what may follow O may open a sequence
-    if first_legal[greedy[0]] and all(legal[a, b] for a, b in zip(greedy, greedy[1:], strict=False)):
+    if not any(greedy) or legal[[0, *greedy[:-1]], greedy].all():
         return greedy  # the unconstrained optimum is legal, so it is the optimum
     barrier = np.where(legal, np.float32(0.0), np.float32(-np.inf))
     best = np.where(first_legal, scores[0], np.float32(-np.inf))
@@ -118,16 +118,15 @@ class TokenHead:
         if not len(tokens):
             return ()
         logits = (windows(tokens) @ self.weight.T + self.bias) * np.float32(self.spec.scale[0])
-        logits -= logits.max(axis=1, keepdims=True)
-        log_scores = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        path = viterbi(log_scores, self.legal)
+        path = viterbi(logits, self.legal)  # normalising rows would not change the best path
         if not any(path):
             return ()
-        return self._spans(path, np.exp(log_scores), offsets)
+        chosen = logits[np.arange(len(path)), path]
+        peaks = logits.max(axis=1)
+        scores = np.exp(chosen - peaks) / np.exp(logits - peaks[:, None]).sum(axis=1)
+        return self._spans(path, scores.tolist(), offsets)
 
-    def _spans(
-        self, path: list[int], scores: NDArray[np.float32], offsets: NDArray[np.int32]
-    ) -> tuple[Span, ...]:
+    def _spans(self, path: list[int], scores: list[float], offsets: NDArray[np.int32]) -> tuple[Span, ...]:
         spans: list[Span] = []
         first = 0
         while first < len(path):
@@ -137,7 +136,7 @@ class TokenHead:
                 inside = 2 * label + 2
                 while last + 1 < len(path) and path[last + 1] == inside:
                     last += 1
-                score = float(np.mean([scores[i, path[i]] for i in range(first, last + 1)]))
+                score = sum(scores[first : last + 1]) / (last + 1 - first)
                 if score >= self.spec.thresholds[label]:
                     spans.append(
                         Span(self.spec.labels[label], int(offsets[first, 0]), int(offsets[last, 1]), score)

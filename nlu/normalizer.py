@@ -22,6 +22,8 @@ MAX_COMBINING_RUN = 8
 _JOINERS = ("\u200c", "\u200d")
 # Latin, Greek, Cyrillic and Armenian never need a joiner; between their letters it only makes two equal words differ.
 _JOINERLESS_BELOW = 0x0590
+# Letters and marks that show nothing: grapheme joiner, Hangul fillers, Khmer inherent vowels, Mongolian selectors.
+_INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u3164\uffa0")
 _FIX_POINT_ROUNDS = 4
 
 
@@ -53,7 +55,16 @@ def normalize(text: str, *, uncased: bool = True) -> Phrase:
     kept = _drop_ignorable(text)
     _check_combining_runs(text, kept)
     characters, starts, ends = _compose(text, kept, uncased=uncased)
-    return _fold_whitespace(text, characters, starts, ends)
+    phrase = _fold_whitespace(text, characters, starts, ends)
+    return phrase if phrase.text == text else _settled(phrase, normalize(phrase.text, uncased=uncased))
+
+
+def _settled(phrase: Phrase, again: Phrase) -> Phrase:
+    """A second round may see what the first uncovered (a joiner after a letter that became Latin, a length that grew)."""
+    if again.text == phrase.text:
+        return phrase
+    spans = [phrase.to_original(*again.to_original(i, i + 1)) for i in range(len(again.text))]
+    return Phrase(again.text, phrase.original, tuple(s for s, _ in spans), tuple(e for _, e in spans))
 
 
 def _check_length(code_points: int, size: int) -> None:
@@ -100,17 +111,23 @@ def _drop_ignorable(text: str) -> list[int]:
     last = ""
     for i, character in enumerate(text):
         if character in _JOINERS:
-            if not last or ord(last) < _JOINERLESS_BELOW or last in _JOINERS or last.isspace():
+            if not last or _is_joinerless(last) or last in _JOINERS or last.isspace():
                 continue
         elif unicodedata.category(character) in ("Cf", "Cc", "Cs") and not character.isspace():
             continue
         elif "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef":
+            continue
+        elif character in _INVISIBLE:
             continue
         kept.append(i)
         last = character
     while kept and text[kept[-1]] in _JOINERS:
         kept.pop()
     return kept
+
+
+def _is_joinerless(character: str) -> bool:
+    return ord(unicodedata.normalize("NFKD", character)[0]) < _JOINERLESS_BELOW  # composed Latin lies far above
 
 
 def _check_combining_runs(text: str, kept: Sequence[int]) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from scipy.special import softmax
 
 from annotators.annotator import Label
 from annotators.head import HeadInvalid, write
@@ -20,7 +22,8 @@ def test_sentence_comes_back_as_saved(tmp_path: Path) -> None:
     assert loaded.spec == head.spec
     np.testing.assert_array_equal(loaded.weight, head.weight.astype(np.float16).astype(np.float32))
     np.testing.assert_array_equal(loaded.bias, head.bias)
-    assert (loaded.weight.dtype, loaded.bias.dtype, loaded.dim) == (np.float32, np.float32, 4)
+    assert loaded.weight.dtype == loaded.bias.dtype == np.float32
+    assert loaded.dim == 4
 
 
 def test_sentence_float16_moves_a_score_by_less_than_a_thousandth(tmp_path: Path) -> None:
@@ -28,11 +31,9 @@ def test_sentence_float16_moves_a_score_by_less_than_a_thousandth(tmp_path: Path
     head.save(tmp_path)
     loaded = SentenceHead.load(tmp_path)
 
-    def scores(
-        weight: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
-    ) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-        powers = np.exp(np.array(head.spec.scale) * (said @ weight.T + head.bias) + np.array(head.spec.shift))
-        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+    def scores(weight: NDArray[np.float32]) -> NDArray[np.float64]:
+        raw = (said @ weight.T + head.bias).astype(np.float64)
+        return np.asarray(softmax(np.array(head.spec.scale) * raw + np.array(head.spec.shift), axis=1))
 
     moved = np.abs(scores(loaded.weight) - scores(head.weight)).max()
     assert 0 < moved < 1e-3
@@ -56,7 +57,7 @@ def test_sentence_float16_moves_a_score_by_less_than_a_thousandth(tmp_path: Path
     ],
 )
 def test_sentence_other_tensors_are_refused(
-    tmp_path: Path, tensors: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float64]]], message: str
+    tmp_path: Path, tensors: dict[str, NDArray[np.float64]], message: str
 ) -> None:
     write(tmp_path, make_spec(), tensors)
     with pytest.raises(HeadInvalid, match=message):

@@ -61,7 +61,8 @@ def random_head(
 def random_units(rows: int, dim: int = 8, seed: int = 0) -> NDArray[np.float32]:
     """[rows, dim], unit length."""
     vectors = np.random.default_rng(seed).standard_normal((rows, dim))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    units: NDArray[np.float32] = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return units
 
 
 def encoded(sentence: ArrayLike) -> Encoding:

@@ -29,6 +29,12 @@ FILES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test cuts the power, so none waits for the disk; test_disk.py looks at the calls."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 @pytest.fixture
 def make_parts(tmp_path: Path) -> Callable[..., list[Part]]:
     """Parts from FILES; `files={"head.intent": {...}}` replaces, `trained_on` is what the heads require."""

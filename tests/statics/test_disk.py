@@ -157,6 +157,20 @@ def test_disk_replaces_a_file_or_leaves_it(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"new"]
 
 
+def test_disk_waits_for_the_file_then_its_name_then_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+
+    def note(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        assert (tmp_path / "a").exists() == synced[-1].is_dir()  # the content first, and only then the name
+
+    monkeypatch.setattr(os, "fsync", note)
+    disk.replace_file(tmp_path / "a", [b"abc"])
+    assert [path.parent if path != tmp_path else path for path in synced] == [tmp_path, tmp_path]
+
+
 def test_disk_writes_all_when_the_system_takes_little(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from statics import local as roots
 from statics import s3
-from statics.bundle import Bundle, diff
+from statics.bundle import Bundle, Part, build, diff
 from statics.errors import (
     ChannelMismatch,
     DigestMismatch,
@@ -699,9 +699,20 @@ def at_step(
 
 
 @pytest.fixture
-def before(make_bundle: Callable[..., Bundle], store: FolderStore, tmp_path: Path) -> tuple[Path, str, str]:
+def before(
+    make_parts: Callable[..., list[Part]], store: FolderStore, tmp_path: Path
+) -> tuple[Path, str, str]:
     """A root that follows release 1 while release 2 is published, and the digests of both."""
-    old, new = make_bundle(), make_bundle(seq=2, files={"head.intent": {"head.json": b"new"}})
+
+    def release(seq: int, head: bytes) -> Bundle:
+        files = {
+            "vectorizer.main": {"model.onnx": b"model"},
+            "head.intent": {"head.json": head, "w": b"weights"},
+        }
+        parts = [part for part in make_parts(files=files) if part.label in files]
+        return build(parts, tmp_path / f"release-{seq}", seq=seq, requires_service="")
+
+    old, new = release(1, b"old"), release(2, b"new")
     publish(old, store)
     get(store, tmp_path / "before")
     publish(new, store)
@@ -740,7 +751,7 @@ def test_pull_that_fails_at_any_step_leaves_old_or_new(
         check_after(root, old, new)
         get(store, root)
         assert (now(root), names(root / "staging")) == (new, [])
-    assert len(reached) > refused > 20  # local copies that fail are fetched instead
+    assert len(reached) > refused > 15  # local copies that fail are fetched instead
 
 
 def test_pull_that_is_killed_at_any_step_leaves_old_or_new(
@@ -769,4 +780,4 @@ def test_pull_that_is_killed_at_any_step_leaves_old_or_new(
         assert (now(root), names(root / "staging")) == (new, [])
     assert {old, new} == set(outcomes)
     assert outcomes == sorted(outcomes, key=lambda digest: digest == new)  # once new, never old again
-    assert len(outcomes) > 40
+    assert len(outcomes) > 30
