@@ -4,6 +4,7 @@ bytes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -53,27 +54,35 @@ def build(
     surfaces: Sequence[str],
     shard_rows: int = 65536,
 ) -> None:
-    """Writes the index of `vectors` `[rows, dim]`, row i made from the prompt of entry i, in that order.
+    """Writes the index of `vectors` `[entries, dim]`, row i made from the prompt of entry i, in that order.
 
+    Replies written for the same prompt share one vector: the first entry's place is the vector's.
     Nothing at `out` changes unless everything is right: `BuildInvalid` or `IndexInvalid` for entries,
     `QueryInvalid` for a vector, naming the row. An earlier index at `out` is replaced whole; a folder that
     holds anything else is refused.
     """
     persona_bits, surface_bits = _bits("persona", personas), _bits("surface", surfaces)
-    layout = _layout(vectors, personas, surfaces, shard_rows)
-    if len(entries) != layout.rows:
+    if vectors.ndim != 2 or not vectors.shape[1]:
         raise BuildInvalid(
-            f"vectors: found {layout.rows} rows, expected {len(entries)}, one for each entry;"
+            f"vectors: found shape {vectors.shape}, expected [entries, dim]; remedy: stack them"
+        )
+    if len(entries) != len(vectors):
+        raise BuildInvalid(
+            f"vectors: found {len(vectors)} rows, expected {len(entries)}, one for each entry;"
             " remedy: encode the prompts of these entries, in order"
         )
-    items = Items.of(_columns(entries, persona_bits, surface_bits))
+    firsts, hangs_on = _distinct(vectors)
+    layout = _layout(len(firsts), vectors.shape[1], len(entries), personas, surfaces, shard_rows)
+    items = Items.of(
+        {"vector": hangs_on, **_columns(entries, persona_bits, surface_bits)}, vectors=len(firsts)
+    )
     _check_replaceable(out)
     staging = out.with_name(f".{out.name}.building-{os.getpid()}")
     staging.mkdir(parents=True)
     try:
         for number, shard in enumerate(layout.shards):
             first = number * shard_rows
-            _write_shard(staging / shard.file, vectors[first : first + shard.rows], first_row=first)
+            _write_shard(staging / shard.file, vectors, firsts[first : first + shard.rows])
         items.save(staging / ITEMS_FILE)
         text = json.dumps(layout.model_dump(), indent=2, ensure_ascii=False)
         (staging / INDEX_FILE).write_bytes(f"{text}\n".encode())
@@ -84,19 +93,33 @@ def build(
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def _distinct(vectors: NDArray[np.float32]) -> tuple[list[int], list[int]]:
+    """The first row of every distinct vector, and for each row the number of its vector."""
+    firsts: list[int] = []
+    numbers: dict[bytes, int] = {}
+    hangs_on: list[int] = []
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        unit = prepare_rows(vectors[start : start + BLOCK_ROWS], vectors.shape[1], first_row=start)
+        for row, vector in enumerate(unit.astype("<f2"), start):
+            digest = hashlib.blake2b(vector.tobytes(), digest_size=16).digest()
+            number = numbers.setdefault(digest, len(firsts))
+            if number == len(firsts):
+                firsts.append(row)
+            hangs_on.append(number)
+    return firsts, hangs_on
+
+
 def _layout(
-    vectors: NDArray[np.float32], personas: Sequence[str], surfaces: Sequence[str], shard_rows: int
+    rows: int, dim: int, items: int, personas: Sequence[str], surfaces: Sequence[str], shard_rows: int
 ) -> Layout:
-    if vectors.ndim != 2 or not vectors.shape[1]:
-        raise BuildInvalid(f"vectors: found shape {vectors.shape}, expected [rows, dim]; remedy: stack them")
     if shard_rows < 8 or shard_rows % 8:
         raise BuildInvalid(f"shard_rows: found {shard_rows}, expected a multiple of 8; remedy: 65536")
-    rows, dim = vectors.shape
     return Layout(
         kind="exact",
         dim=dim,
         padded=padded(dim),
         rows=rows,
+        items=items,
         personas=tuple(personas),
         surfaces=tuple(surfaces),
         shards=tuple(
@@ -106,13 +129,13 @@ def _layout(
     )
 
 
-def _write_shard(path: Path, vectors: NDArray[np.float32], *, first_row: int) -> None:
-    rows, dim = vectors.shape
+def _write_shard(path: Path, vectors: NDArray[np.float32], rows: Sequence[int]) -> None:
+    dim = vectors.shape[1]
     with path.open("wb") as file:
-        for start in range(0, rows, BLOCK_ROWS):
-            unit = prepare_rows(vectors[start : start + BLOCK_ROWS], dim, first_row=first_row + start)
-            block = np.zeros((len(unit), padded(dim)), "<f2")
-            block[:, :dim] = unit
+        for start in range(0, len(rows), BLOCK_ROWS):
+            some = list(rows[start : start + BLOCK_ROWS])
+            block = np.zeros((len(some), padded(dim)), "<f2")
+            block[:, :dim] = prepare_rows(vectors[some], dim)
             file.write(block.tobytes())
 
 

@@ -1,5 +1,5 @@
-"""`Filters`: which rows may be returned to this persona, on this surface, at this moment, as a bitmap to
-search with.
+"""`Filters`: which replies may be said by this persona, on this surface, at this moment, as a bitmap of the
+vectors that lead to one.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Collection
 from datetime import datetime
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,15 @@ from index.shard import IndexInvalid
 REMEMBERED_MASKS = 128  # 82 KB each at 660,000 rows
 
 
+class Allowed(NamedTuple):
+    """What a search may return: vectors as a packed bitmap (lowest bit first), and the rows that hang on them."""
+
+    mask: NDArray[np.uint8]  # [vectors / 8]
+    rows: NDArray[np.bool_]  # [rows]
+
+
 class Filters:
-    """Masks over the rows of one index. Thread-safe.
+    """Which replies of one index may be said when. Thread-safe.
 
     Validity changes only at the instants named in the items, so between two of them every clock gives one and
     the same mask: it is computed once and handed out read-only, for the index to recognise by identity.
@@ -35,44 +43,40 @@ class Filters:
         self._boundaries = sorted(instants - {ALWAYS_FROM, ALWAYS_UNTIL})
         self._remembered = lru_cache(maxsize=REMEMBERED_MASKS)(self._compute)
 
-    def mask(
+    def allow(
         self, *, persona: str | None, surface: str | None, as_of: datetime, avoid: Collection[str] = ()
-    ) -> NDArray[np.uint8]:
-        """`[rows / 8]`, lowest bit first; a persona or surface of None gets the rows open to all of them.
+    ) -> Allowed:
+        """What may be said; a persona or surface of None gets the replies open to all of them.
 
-        Rows of the replies in `avoid` are left out; ids that the index does not know are no error, because a
-        dialog may remember replies of an earlier bundle.
+        Replies in `avoid` are left out; ids that the index does not know are no error, because a dialog may
+        remember replies of an earlier bundle.
         """
-        mask, _ = self._filtered(persona, surface, as_of)
-        avoided = [row for reply_id in avoid for row in self._items.rows_of(reply_id)]
-        if avoided:
-            mask = mask.copy()
-            for row in avoided:
-                mask[row >> 3] &= 0xFF ^ (1 << (row & 7))
-        return mask
-
-    def allowed(self, *, persona: str | None, surface: str | None, as_of: datetime) -> int:
-        """How many rows the mask lets through when nothing is avoided."""
-        return self._filtered(persona, surface, as_of)[1]
-
-    def _filtered(
-        self, persona: str | None, surface: str | None, as_of: datetime
-    ) -> tuple[NDArray[np.uint8], int]:
-        return self._remembered(
+        allowed = self._remembered(
             _lookup("persona", self._persona_bits, persona),
             _lookup("surface", self._surface_bits, surface),
             bisect_right(self._boundaries, micros(as_of)),
         )
+        avoided = [row for reply_id in avoid for row in self._items.rows_of(reply_id)]
+        return self._without(allowed, avoided) if avoided else allowed
 
-    def _compute(self, persona: int, surface: int, interval: int) -> tuple[NDArray[np.uint8], int]:
+    def _compute(self, persona: int, surface: int, interval: int) -> Allowed:
         items = self._items
         as_of = self._boundaries[interval - 1] if interval else ALWAYS_FROM  # the interval's first instant
-        passes = (items.persona_masks & np.uint32(persona)) == persona
-        passes &= (items.surface_masks & np.uint32(surface)) == surface
-        passes &= (items.valid_from <= as_of) & (as_of < items.valid_until)
-        mask = np.packbits(passes, bitorder="little")
-        mask.flags.writeable = False
-        return mask, int(passes.sum())
+        rows = (items.persona_masks & np.uint32(persona)) == persona
+        rows &= (items.surface_masks & np.uint32(surface)) == surface
+        rows &= (items.valid_from <= as_of) & (as_of < items.valid_until)
+        mask = np.packbits(items.any_of(rows), bitorder="little")
+        mask.flags.writeable = rows.flags.writeable = False
+        return Allowed(mask, rows)
+
+    def _without(self, allowed: Allowed, avoided: list[int]) -> Allowed:
+        """Only the vectors that lose a row can lose their bit."""
+        rows, mask = allowed.rows.copy(), allowed.mask.copy()
+        rows[avoided] = False
+        for vector in {int(self._items.vectors[row]) for row in avoided}:
+            if not any(rows[row] for row in self._items.pairs_of(vector)):
+                mask[vector >> 3] &= 0xFF ^ (1 << (vector & 7))
+        return Allowed(mask, rows)
 
 
 def _bits(kind: str, names: tuple[str, ...], masks: NDArray[np.uint32]) -> dict[str | None, int]:

@@ -1,7 +1,7 @@
-"""`Items`: what each row of the index stands for, an Arrow table of (prompt, reply) pairs.
+"""`Items`: an Arrow table of (prompt, reply) pairs, and which vector of the index each pair hangs on.
 
-A row's vector was made from its prompt; a hit on it proposes its reply. Several rows may propose one reply,
-under one id. The only module that imports pyarrow.
+A vector was made from a prompt; a hit on it proposes every reply written for that prompt. Several pairs may
+propose one reply, under one id. The only module that imports pyarrow.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 SCHEMA = pa.schema(
     [
+        pa.field("vector", pa.uint32(), nullable=False),
         pa.field("id", pa.string(), nullable=False),
         pa.field("text", pa.string(), nullable=False),
         pa.field("prompt", pa.string(), nullable=False),
@@ -62,7 +63,7 @@ class Items:
     Columns lie in lists and arrays: reading one Arrow cell takes longer than a whole lookup may.
     """
 
-    def __init__(self, table: pa.Table, *, part: str = ITEMS_FILE) -> None:
+    def __init__(self, table: pa.Table, *, vectors: int, part: str = ITEMS_FILE) -> None:
         """Checks every promise the rest of the package leans on; raises `IndexInvalid` naming `part`."""
         _check_table(table, part)
         self._table = table
@@ -87,16 +88,24 @@ class Items:
         self.max_rows_per_reply = max(map(len, self._rows_of.values()), default=0)
         self._check_rows(part)
         self._check_replies(part)
+        self.vectors: NDArray[np.uint32] = table["vector"].to_numpy()  # [rows] the vector each pair hangs on
+        self._check_vectors(vectors, part)
+        self._by_vector = np.argsort(self.vectors, kind="stable")  # pairs of a vector side by side
+        self._starts = np.searchsorted(self.vectors[self._by_vector], np.arange(vectors + 1))
+        self._pairs: list[list[int]] = [
+            self._by_vector[start:stop].tolist()
+            for start, stop in zip(self._starts[:-1], self._starts[1:], strict=True)
+        ]
 
     @classmethod
-    def of(cls, columns: Mapping[str, list[Any]], *, part: str = "entries") -> Items:
+    def of(cls, columns: Mapping[str, list[Any]], *, vectors: int, part: str = "entries") -> Items:
         """Items of plain columns, named as in `SCHEMA`; times in microseconds since 1970 or None."""
         arrays = [pa.array(columns[field.name], field.type) for field in SCHEMA]
-        return cls(pa.Table.from_arrays(arrays, schema=SCHEMA), part=part)
+        return cls(pa.Table.from_arrays(arrays, schema=SCHEMA), vectors=vectors, part=part)
 
     @classmethod
-    def load(cls, path: Path, *, rows: int) -> Items:
-        """The items of an index of `rows` vectors, memory-mapped."""
+    def load(cls, path: Path, *, rows: int, vectors: int) -> Items:
+        """The `rows` pairs of an index of `vectors` vectors, memory-mapped."""
         if not path.is_file():
             raise _invalid(path.name, "no file", str(path))
         try:
@@ -105,8 +114,8 @@ class Items:
         except (pa.ArrowException, OSError) as error:
             raise _invalid(path.name, f"unreadable ({error})", "an Arrow IPC file") from error
         if len(table) != rows:
-            raise _invalid(path.name, f"{len(table)} items", f"{rows}, one for each vector")
-        return cls(table, part=path.name)
+            raise _invalid(path.name, f"{len(table)} items", f"{rows}, as {path.parent.name} says")
+        return cls(table, vectors=vectors, part=path.name)
 
     def save(self, path: Path) -> None:
         """The same rows give the same bytes."""
@@ -134,6 +143,17 @@ class Items:
             self._valid_until[row],
         )
 
+    def pairs_of(self, vector: int) -> list[int]:
+        """The rows that hang on this vector, ascending."""
+        return self._pairs[vector]
+
+    def any_of(self, allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """`[vectors]`: whether any row of a vector is among the `allowed` `[rows]`."""
+        if not len(self):
+            return np.zeros(0, np.bool_)
+        reached: NDArray[np.bool_] = np.logical_or.reduceat(allowed[self._by_vector], self._starts[:-1])
+        return reached
+
     def rows_of(self, reply_id: str) -> list[int]:
         """The rows that propose this reply; none when there is no such reply."""
         return self._rows_of.get(reply_id, [])
@@ -148,6 +168,18 @@ class Items:
         for good, found, expected in facts:
             if not good.all():
                 raise _invalid(f"{part} row {int(np.argmin(good))}", found, expected)
+
+    def _check_vectors(self, vectors: int, part: str) -> None:
+        held = np.bincount(self.vectors, minlength=vectors)
+        if len(held) > vectors:
+            row = int(np.argmax(self.vectors >= vectors))
+            raise _invalid(
+                f"{part} row {row}", f"vector {self.vectors[row]}", f"one of the {vectors} there are"
+            )
+        if (held == 0).any():
+            raise _invalid(
+                part, f"vector {int(np.argmin(held))} without a reply", "one reply or more for each"
+            )
 
     def _check_replies(self, part: str) -> None:
         for reply_id, rows in self._rows_of.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from index.filters import Filters
+from index.filters import Allowed, Filters
 from index.items import ITEMS_FILE, Items, ReplyItem
 from index.search import Hits, Index, check_k
 from index.sharded import ShardedIndex, read_layout
@@ -32,14 +32,13 @@ class Replies:
         self.index = index
         self.items = items
         self.filters = filters
-        self.max_rows_per_reply = items.max_rows_per_reply
 
     @classmethod
     def load(cls, folder: Path) -> Replies:
         """Everything in the folder, or `IndexInvalid`."""
         layout = read_layout(folder)
         index = ShardedIndex.load(folder)
-        items = Items.load(folder / ITEMS_FILE, rows=layout.rows)
+        items = Items.load(folder / ITEMS_FILE, rows=layout.items, vectors=layout.rows)
         return cls(index, items, Filters(items, layout.personas, layout.surfaces))
 
     @property
@@ -75,24 +74,26 @@ class Replies:
         `as_of`, or a vector that has no direction or the wrong width.
         """
         check_k(k)
-        mask = self.filters.mask(persona=persona, surface=surface, as_of=as_of, avoid=avoid)
-        # At worst every one of the k - 1 best replies has all its rows before the first row of the k-th.
-        fetch = k * self.max_rows_per_reply + 1
+        allowed = self.filters.allow(persona=persona, surface=surface, as_of=as_of, avoid=avoid)
+        want = k + 1
         while True:
-            hits = self.index.search(vector, fetch, mask=mask)
-            best = self._best_rows(hits)
-            # A reply that ties with the k-th may lie beyond the rows fetched, and weigh more.
-            if len(hits) < fetch or hits.scores[-1] < best[k - 1][0]:
-                break
-            fetch *= 2
-        weights, ids = self.items.weights, self.items.ids
-        best.sort(key=lambda found: (-found[0], -weights[found[1]], ids[found[1]]))
-        return [Hit(self.items.reply(row), score, row) for score, row in best[:k]]
+            hits = self.index.search(vector, want, mask=allowed.mask)
+            best = self._best_rows(hits, allowed, k)
+            # Every vector in the mask brings a reply, so k of them are enough unless they share replies, or
+            # the k-th ties with a vector that was not fetched.
+            if len(hits) < want or (len(best) >= k and best[k - 1].similarity > hits.scores[-1]):
+                return best[:k]
+            want *= 4
 
-    def _best_rows(self, hits: Hits) -> list[tuple[float, int]]:
-        """The first, so the best, (score, row) of each reply, descending."""
-        ids = self.items.ids
+    def _best_rows(self, hits: Hits, allowed: Allowed, k: int) -> list[Hit]:
+        """The replies of the hits, each by its best row; equal similarities go by weight, then by id."""
+        items, rows = self.items, allowed.rows
         best: dict[str, tuple[float, int]] = {}
-        for score, row in zip(hits.scores.tolist(), hits.rows.tolist(), strict=True):
-            best.setdefault(ids[row], (score, row))
-        return list(best.values())
+        for score, vector in zip(hits.scores.tolist(), hits.rows.tolist(), strict=True):
+            for row in items.pairs_of(vector):
+                if rows[row]:
+                    best.setdefault(items.ids[row], (score, row))
+        ordered = sorted(
+            best.values(), key=lambda found: (-found[0], -items.weights[found[1]], items.ids[found[1]])
+        )
+        return [Hit(items.reply(row), score, row) for score, row in ordered[:k]]

@@ -41,7 +41,8 @@ class Layout(BaseModel):
     kind: Literal["exact"]
     dim: int = Field(ge=1, le=1 << 16)
     padded: int
-    rows: int = Field(ge=0, lt=1 << 31)
+    rows: int = Field(ge=0, lt=1 << 31)  # vectors
+    items: int = Field(ge=0, lt=1 << 31)  # (prompt, reply) pairs
     personas: tuple[str, ...] = Field(max_length=MASK_BITS)
     surfaces: tuple[str, ...] = Field(max_length=MASK_BITS)
     shards: tuple[ShardFile, ...]
