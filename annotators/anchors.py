@@ -64,5 +64,9 @@ class AnchorsHead:
         with np.errstate(over="ignore"):  # far below zero the score is 0
             scores = 1 / (1 + np.exp(-(np.float32(spec.scale[0]) * raw + np.float32(spec.shift[0]))))
         return Annotation(
-            spec.name, spec.kind, Status.OK, labels=ranking(spec, scores, raw, top=3), version=self.version
+            spec.name,
+            spec.kind,
+            Status.OK,
+            labels=ranking(spec, scores.tolist(), raw.tolist(), top=3),
+            version=self.version,
         )

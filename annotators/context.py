@@ -93,5 +93,9 @@ class ContextHead:
         scores = np.exp(logits - logits.max())
         scores /= scores.sum()
         return Annotation(
-            spec.name, spec.kind, Status.OK, labels=ranking(spec, scores, raw, top=5), version=self.version
+            spec.name,
+            spec.kind,
+            Status.OK,
+            labels=ranking(spec, scores.tolist(), raw.tolist(), top=5),
+            version=self.version,
         )

@@ -23,11 +23,12 @@ logger = logging.getLogger(__name__)
 
 BLOCK = 16
 TOP_LABELS = 5
+_NEVER = np.float32(-1e30)  # finite, so that a hypothesis of no weight is 0 times it and not NaN
 
 
 @dataclass(frozen=True)
 class Stack:
-    """The linear sentence heads side by side. Unused rows of a block have bias -inf and so probability 0."""
+    """The linear sentence heads side by side. Unused rows of a block score _NEVER and so have probability 0."""
 
     heads: tuple[SentenceHead, ...]
     weight: NDArray[np.float32]  # [blocks, BLOCK, dim]
@@ -36,6 +37,8 @@ class Stack:
     shift: NDArray[np.float32]  # [blocks * BLOCK]
     starts: NDArray[np.int64]  # [heads] first row of each head
     widths: NDArray[np.int64]  # [heads] rows of each head, padding included
+    independent: NDArray[np.bool_]  # [blocks * BLOCK] rows of heads whose labels do not exclude each other
+    firsts: tuple[int, ...]  # starts, as plain numbers
 
     @classmethod
     def of(cls, heads: Sequence[SentenceHead]) -> Stack:
@@ -44,16 +47,28 @@ class Stack:
         rows = sum(blocks) * BLOCK
         dim = heads[0].dim if heads else 0
         weight = np.zeros((rows, dim), np.float32)
-        bias = np.full(rows, -np.inf, np.float32)
+        bias = np.full(rows, _NEVER, np.float32)
         scale = np.ones(rows, np.float32)
         shift = np.zeros(rows, np.float32)
         widths = np.array(blocks, np.int64) * BLOCK
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(widths)])[: len(heads)]
+        independent = np.zeros(rows, np.bool_)
         for head, start in zip(heads, starts.tolist(), strict=True):
             mine = slice(start, start + len(head.spec.labels))
+            independent[mine] = not head.spec.exclusive
             weight[mine], bias[mine] = head.weight, head.bias
             scale[mine], shift[mine] = head.spec.scale, head.spec.shift
-        return cls(tuple(heads), weight.reshape(sum(blocks), BLOCK, dim), bias, scale, shift, starts, widths)
+        return cls(
+            heads=tuple(heads),
+            weight=weight.reshape(sum(blocks), BLOCK, dim),
+            bias=bias,
+            scale=scale,
+            shift=shift,
+            starts=starts,
+            widths=widths,
+            independent=independent,
+            firsts=tuple(starts.tolist()),
+        )
 
     def raw(self, sentences: NDArray[np.float32]) -> NDArray[np.float32]:
         """Raw scores [hypotheses, rows] of sentence vectors [hypotheses, dim]: the one product."""
@@ -62,13 +77,17 @@ class Stack:
         return raw
 
     def scores(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Calibrated scores [hypotheses, rows] of all heads at once, as if every head's labels excluded each other."""
+        """Calibrated scores [hypotheses, rows] of all heads at once: softmax, or logistic where labels do not exclude."""
         logits = raw * self.scale + self.shift
         logits -= np.repeat(np.maximum.reduceat(logits, self.starts, axis=1), self.widths, axis=1)
         powers = np.exp(logits)
         result: NDArray[np.float32] = powers / np.repeat(
             np.add.reduceat(powers, self.starts, axis=1), self.widths, axis=1
         )
+        if self.independent.any():
+            margin = raw[:, self.independent] * self.scale[self.independent] + self.shift[self.independent]
+            with np.errstate(over="ignore"):  # far below zero the score is 0
+                result[:, self.independent] = 1 / (1 + np.exp(-margin))
         return result
 
 
@@ -118,49 +137,33 @@ class Fleet:
             wanted is not None and all(head.spec.name not in wanted for head in stack.heads)
         ):
             return []
-        alone = len(heard.encodings) == 1
-        sentences = (
-            heard.encodings[0].sentence[None, :]
-            if alone
-            else np.stack([encoding.sentence for encoding in heard.encodings])
-        )
-        weights = None if alone else np.asarray(heard.weights, np.float32)
+        sentences = np.array([encoding.sentence for encoding in heard.encodings])
         raw = stack.raw(sentences)  # [hypotheses, rows]
         scores = stack.scores(raw)
-        return [
-            _decode(head, raw[:, start:stop], scores[:, start:stop], weights)
-            for head, start in zip(stack.heads, stack.starts.tolist(), strict=True)
-            if wanted is None or head.spec.name in wanted
-            for stop in (start + len(head.spec.labels),)
-        ]
+        # Hypotheses are mixed by recogniser confidence; one alone is itself, to the last bit.
+        weights = None if len(sentences) == 1 else np.asarray(heard.weights, np.float32)
+        mixed = (scores[0] if weights is None else weights @ scores).tolist()
+        mixed_raw = (raw[0] if weights is None else weights @ raw).tolist()
+        answers = []
+        for head, start in zip(stack.heads, stack.firsts, strict=True):
+            spec = head.spec
+            if wanted is not None and spec.name not in wanted:
+                continue
+            mine = slice(start, start + len(spec.labels))
+            answers.append(
+                Annotation(
+                    spec.name,
+                    spec.kind,
+                    Status.OK,
+                    labels=ranking(spec, mixed[mine], mixed_raw[mine], top=TOP_LABELS),
+                    disagreement=0.0 if weights is None else _disagreement(scores[:, mine], weights),
+                    version=head.version,
+                )
+            )
+        return answers
 
 
-def _decode(
-    head: SentenceHead,
-    raw: NDArray[np.float32],
-    scores: NDArray[np.float32],
-    weights: NDArray[np.float32] | None,
-) -> Annotation:
-    """Combine the hypotheses' scores [hypotheses, labels] by recogniser confidence, and say how far they disagree."""
-    spec = head.spec
-    if not spec.exclusive:
-        margin = raw * np.asarray(spec.scale, np.float32) + np.asarray(spec.shift, np.float32)
-        with np.errstate(over="ignore"):  # far below zero the score is 0
-            scores = (1 / (1 + np.exp(-margin))).astype(np.float32)
-    if weights is None:
-        mixed, mixed_raw, disagreement = scores[0], raw[0], 0.0
-    else:
-        mixed, mixed_raw = weights @ scores, weights @ raw
-        disagreement = _disagreement(scores, mixed, weights)
-    labels = ranking(spec, mixed, mixed_raw, top=TOP_LABELS)
-    return Annotation(
-        spec.name, spec.kind, Status.OK, labels=labels, disagreement=disagreement, version=head.version
-    )
-
-
-def _disagreement(
-    scores: NDArray[np.float32], mixed: NDArray[np.float32], weights: NDArray[np.float32]
-) -> float:
+def _disagreement(scores: NDArray[np.float32], weights: NDArray[np.float32]) -> float:
     """Jensen-Shannon divergence of the hypotheses' answers over its largest possible value, the entropy of the weights.
 
     0 where every hypothesis says the same, 1 where each says something else (Lin 1991).
@@ -168,7 +171,9 @@ def _disagreement(
     possible = _entropy(weights)
     if possible < 1e-6:
         return 0.0
-    spread = _entropy(mixed) - float(weights @ np.array([_entropy(row) for row in scores], np.float32))
+    spread = _entropy(weights @ scores) - float(
+        weights @ np.array([_entropy(row) for row in scores], np.float32)
+    )
     return min(1.0, max(0.0, spread / possible))
 
 

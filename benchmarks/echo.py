@@ -15,7 +15,9 @@ async def serve(port: int) -> None:
         return raw
 
     server = grpc.aio.server()
-    handler = grpc.method_handlers_generic_handler("nlu.v1.Nlu", {"Understand": grpc.unary_unary_rpc_method_handler(echo)})
+    handler = grpc.method_handlers_generic_handler(
+        "nlu.v1.Nlu", {"Understand": grpc.unary_unary_rpc_method_handler(echo)}
+    )
     server.add_generic_rpc_handlers((handler,))
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()

@@ -55,7 +55,9 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bundle", type=Path, default=Path(".cache/starter"))
     parser.add_argument("--seconds", type=float, default=1.0, help="per figure and round")
     parser.add_argument("--save", action="store_true", help="keep the result under benchmarks/results/")
@@ -69,7 +71,9 @@ def _servers(bundle: Path) -> Iterator[tuple[dict[str, str], str]]:
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         redis = _free_port()
-        stack.enter_context(_process(["redis-server", "--port", str(redis), "--save", "", "--dir", str(scratch)], cores))
+        stack.enter_context(
+            _process(["redis-server", "--port", str(redis), "--save", "", "--dir", str(scratch)], cores)
+        )
         served = {}
         for name, settings in {
             "near": {},  # LRU and cold table
@@ -181,7 +185,9 @@ async def _measure(bundle: Path, served: dict[str, str], echo: str, seconds: flo
     return figures
 
 
-async def _latencies(call: grpc.aio.UnaryUnaryMultiCallable, request: Callable[[], bytes], seconds: float) -> list[float]:
+async def _latencies(
+    call: grpc.aio.UnaryUnaryMultiCallable, request: Callable[[], bytes], seconds: float
+) -> list[float]:
     taken = []
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop:
@@ -192,7 +198,9 @@ async def _latencies(call: grpc.aio.UnaryUnaryMultiCallable, request: Callable[[
     return taken
 
 
-async def _throughput(call: grpc.aio.UnaryUnaryMultiCallable, request: Callable[[], bytes], seconds: float) -> float:
+async def _throughput(
+    call: grpc.aio.UnaryUnaryMultiCallable, request: Callable[[], bytes], seconds: float
+) -> float:
     done = 0
     began = time.perf_counter()
 
@@ -228,7 +236,10 @@ def _ratios(figures: dict[str, float]) -> dict[str, float]:
     rate = figures[f"echo_per_s_at_{CONCURRENCY}"]
     return {
         "uncached_p50_ratio": figures["uncached_p50_ms"] / floor,
-        **{f"{name}_p50_ratio": figures[f"{name}_p50_ms"] / figures["echo_p50_ms"] for name in ("lru", "cold", "redis")},
+        **{
+            f"{name}_p50_ratio": figures[f"{name}_p50_ms"] / figures["echo_p50_ms"]
+            for name in ("lru", "cold", "redis")
+        },
         **{
             f"{name}_throughput_ratio": figures[f"{name}_per_s_at_{CONCURRENCY}"] / rate
             for name in ("uncached", "lru", "cold", "redis")

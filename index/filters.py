@@ -23,7 +23,7 @@ class Allowed(NamedTuple):
     """What a search may return: vectors as a packed bitmap (lowest bit first), and the rows that hang on them."""
 
     mask: NDArray[np.uint8]  # [vectors / 8]
-    rows: NDArray[np.bool_]  # [rows]
+    rows: bytes | bytearray  # [rows] 1 where a row may be said; bytes, because single cells of it are read
 
 
 class Filters:
@@ -66,13 +66,14 @@ class Filters:
         rows &= (items.surface_masks & np.uint32(surface)) == surface
         rows &= (items.valid_from <= as_of) & (as_of < items.valid_until)
         mask = np.packbits(items.any_of(rows), bitorder="little")
-        mask.flags.writeable = rows.flags.writeable = False
-        return Allowed(mask, rows)
+        mask.flags.writeable = False
+        return Allowed(mask, rows.tobytes())
 
     def _without(self, allowed: Allowed, avoided: list[int]) -> Allowed:
         """Only the vectors that lose a row can lose their bit."""
-        rows, mask = allowed.rows.copy(), allowed.mask.copy()
-        rows[avoided] = False
+        rows, mask = bytearray(allowed.rows), allowed.mask.copy()
+        for row in avoided:
+            rows[row] = False
         for vector in {int(self._items.vectors[row]) for row in avoided}:
             if not any(rows[row] for row in self._items.pairs_of(vector)):
                 mask[vector >> 3] &= 0xFF ^ (1 << (vector & 7))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from index.shard import IndexInvalid
 
 ITEMS_FILE = "items.arrow"
+REMEMBERED_REPLIES = 8192  # rows kept ready as objects; an index may have a hundred times as many
 EVERYONE = 0xFFFFFFFF  # the mask of a row that every persona may say, or every surface may play
 ALWAYS_FROM = int(np.iinfo(np.int64).min)  # stands for a null valid_from, in microseconds since 1970
 ALWAYS_UNTIL = int(np.iinfo(np.int64).max)
@@ -90,12 +92,17 @@ class Items:
         self._check_replies(part)
         self.vectors: NDArray[np.uint32] = table["vector"].to_numpy()  # [rows] the vector each pair hangs on
         self._check_vectors(vectors, part)
-        self._by_vector = np.argsort(self.vectors, kind="stable")  # pairs of a vector side by side
+        by_id = np.argsort(np.array(self.ids, object), kind="stable")  # as Python compares strings
+        order = by_id[np.argsort(-np.array(self.weights, np.float32)[by_id], kind="stable")]
+        self._rank = np.empty(len(order), np.int64)
+        self._rank[order] = np.arange(len(order))  # [rows] place by weight, then by id
+        self._by_vector = np.lexsort((self._rank, self.vectors))  # pairs of a vector side by side
         self._starts = np.searchsorted(self.vectors[self._by_vector], np.arange(vectors + 1))
+        rows, bounds = self._by_vector.tolist(), self._starts.tolist()
         self._pairs: list[list[int]] = [
-            self._by_vector[start:stop].tolist()
-            for start, stop in zip(self._starts[:-1], self._starts[1:], strict=True)
+            rows[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
         ]
+        self._known = lru_cache(maxsize=REMEMBERED_REPLIES)(self._reply)
 
     @classmethod
     def of(cls, columns: Mapping[str, list[Any]], *, vectors: int, part: str = "entries") -> Items:
@@ -130,6 +137,9 @@ class Items:
             raise IndexError(
                 f"row: found {row}, expected 0 to {len(self.ids) - 1}; remedy: pass a row of a hit"
             )
+        return self._known(row)
+
+    def _reply(self, row: int) -> ReplyItem:
         return ReplyItem(
             self.ids[row],
             self._texts[row],
@@ -144,8 +154,12 @@ class Items:
         )
 
     def pairs_of(self, vector: int) -> list[int]:
-        """The rows that hang on this vector, ascending."""
+        """The rows that hang on this vector, heaviest first, then by id."""
         return self._pairs[vector]
+
+    def ordered(self, rows: list[int]) -> list[int]:
+        """Rows, heaviest first, then by id."""
+        return sorted(rows, key=self._rank.__getitem__)
 
     def any_of(self, allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """`[vectors]`: whether any row of a vector is among the `allowed` `[rows]`."""
@@ -170,12 +184,13 @@ class Items:
                 raise _invalid(f"{part} row {int(np.argmin(good))}", found, expected)
 
     def _check_vectors(self, vectors: int, part: str) -> None:
-        held = np.bincount(self.vectors, minlength=vectors)
-        if len(held) > vectors:
-            row = int(np.argmax(self.vectors >= vectors))
+        beyond = self.vectors >= vectors
+        if beyond.any():  # before counting, which takes memory for every number up to the largest
+            row = int(np.argmax(beyond))
             raise _invalid(
                 f"{part} row {row}", f"vector {self.vectors[row]}", f"one of the {vectors} there are"
             )
+        held = np.bincount(self.vectors, minlength=vectors)
         if (held == 0).any():
             raise _invalid(
                 part, f"vector {int(np.argmin(held))} without a reply", "one reply or more for each"

@@ -86,14 +86,18 @@ class Replies:
             want *= 4
 
     def _best_rows(self, hits: Hits, allowed: Allowed, k: int) -> list[Hit]:
-        """The replies of the hits, each by its best row; equal similarities go by weight, then by id."""
-        items, rows = self.items, allowed.rows
-        best: dict[str, tuple[float, int]] = {}
-        for score, vector in zip(hits.scores.tolist(), hits.rows.tolist(), strict=True):
-            for row in items.pairs_of(vector):
-                if rows[row]:
-                    best.setdefault(items.ids[row], (score, row))
-        ordered = sorted(
-            best.values(), key=lambda found: (-found[0], -items.weights[found[1]], items.ids[found[1]])
-        )
-        return [Hit(items.reply(row), score, row) for score, row in ordered[:k]]
+        """The first k replies of the hits, each by its best row; equal similarities go by weight, then by id."""
+        items, may_say = self.items, allowed.rows
+        scores, vectors = hits.scores.tolist(), hits.rows.tolist()
+        best: dict[str, Hit] = {}
+        first = 0
+        while first < len(vectors) and len(best) < k:
+            rows, last = items.pairs_of(vectors[first]), first
+            while last + 1 < len(vectors) and scores[last + 1] == scores[first]:
+                last += 1
+                rows = items.ordered([*rows, *items.pairs_of(vectors[last])])
+            for row in rows:
+                if may_say[row] and items.ids[row] not in best:
+                    best[items.ids[row]] = Hit(items.reply(row), scores[first], row)
+            first = last + 1
+        return list(best.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,9 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any free one.")] = None,
 ) -> None:
     """Serve a bundle over gRPC until told to stop. Settings come from NLU_* variables; options win."""
+    # The heads' products are small: a team of BLAS threads costs more than it saves, and fights the vectorizer for cores.
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
     from nlu.serve import serve as run
 
     chosen = {"bundle": _bundle(bundle), "host": host, "port": port}
@@ -205,7 +209,10 @@ def export(
 
 @cache_app.command("build")
 def cache_build(
-    phrases: Annotated[Path, typer.Argument(help="Phrases, one a line, the most frequent first.")],
+    phrases: Annotated[
+        Path,
+        typer.Argument(exists=True, dir_okay=False, help="Phrases, one a line, the most frequent first."),
+    ],
     out_folder: Annotated[
         Path, typer.Option("--out", help="Where the cold table goes, e.g. parts/cold.phrases.")
     ],
@@ -610,6 +617,7 @@ class _extra:
 def main() -> None:
     """Entry point: an error we foresaw is one clear line and exit status 1, never a traceback."""
     import grpc
+    from pydantic import ValidationError
 
     from nlu.errors import NluError
     from statics.errors import StaticsError
@@ -617,6 +625,11 @@ def main() -> None:
     run: Callable[[], None] = app
     try:
         run()
+    except ValidationError as error:
+        for problem in error.errors():
+            name = "_".join(["NLU", *map(str, problem["loc"])]).upper()
+            err.print(Text(f"nlu: {name}: {problem['msg']}", style="red"))
+        sys.exit(1)
     except (NluError, StaticsError, ValueError, OSError) as error:
         err.print(Text(f"nlu: {error}", style="red"))
         sys.exit(1)

@@ -83,8 +83,12 @@ class Batcher:
     async def _work(self) -> None:
         while True:
             batch = self._live([await self._queue.get(), *self._gather()])
-            if batch:
+            try:
                 await self._run(batch)
+            except asyncio.CancelledError:
+                for ticket in batch:
+                    _fail(ticket, Draining("this server is stopping; call another"))
+                raise
 
     def _gather(self) -> list[Ticket]:
         more: list[Ticket] = []
@@ -107,6 +111,8 @@ class Batcher:
         return live
 
     async def _run(self, batch: list[Ticket]) -> None:
+        if not batch:
+            return
         phrases, tokens = [ticket.phrase for ticket in batch], any(ticket.tokens for ticket in batch)
         began = time.monotonic()
         try:
@@ -115,10 +121,6 @@ class Batcher:
             )
             if len(encodings) != len(batch):
                 raise RuntimeError(f"{len(encodings)} encodings for {len(batch)} phrases; this is a bug")
-        except asyncio.CancelledError:
-            for ticket in batch:
-                _fail(ticket, Draining("this server is stopping; call another"))
-            raise
         except Exception as error:
             await self._failed(batch, error)
             return
@@ -139,7 +141,7 @@ class Batcher:
             _fail(batch[0], failure)
             return
         for ticket in batch:
-            await self._run([ticket])
+            await self._run(self._live([ticket]))
 
 
 def _fail(ticket: Ticket, error: Exception) -> None:

@@ -42,6 +42,8 @@ class Lru:
         previous = self._entries.pop(phrase_key, None)
         if previous is not None:
             self.nbytes -= previous.nbytes + _ENTRY_OVERHEAD
+            if encoding.tokens is None:  # the same vectors, and maybe the tokens that another caller needs
+                encoding = previous
         self._entries[phrase_key] = encoding
         self.nbytes += encoding.nbytes + _ENTRY_OVERHEAD
         while self.nbytes > self._budget and self._entries:
@@ -53,6 +55,7 @@ class Lru:
 class _Flight:
     """One phrase on its way through Redis and the model, and how many callers wait for it."""
 
+    key: tuple[bytes, bool]
     deadline: float
     task: asyncio.Task[tuple[Encoding, Source]] | None = None
     ticket: Ticket | None = None
@@ -99,7 +102,7 @@ class EncodingCache:
             return found
         flight = self._flights.get((phrase_key, tokens))
         if flight is None:
-            flight = self._flights[phrase_key, tokens] = _Flight(deadline)
+            flight = self._flights[phrase_key, tokens] = _Flight((phrase_key, tokens), deadline)
             flight.task = asyncio.create_task(self._fetch(flight, phrase_key, phrase, tokens=tokens))
         flight.extend(deadline)
         return await self._wait(flight)
@@ -124,6 +127,7 @@ class EncodingCache:
         finally:
             flight.waiters -= 1
             if not flight.waiters and not task.done():
+                self._land(flight)  # at once: who comes before the task has ended must not board it
                 task.cancel()
 
     async def _fetch(
@@ -142,4 +146,8 @@ class EncodingCache:
                 self._redis.put(phrase_key, encoding)
             return encoding, Source.MODEL
         finally:
-            self._flights.pop((phrase_key, tokens), None)
+            self._land(flight)
+
+    def _land(self, flight: _Flight) -> None:
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]

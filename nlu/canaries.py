@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from nlu.errors import EngineRefused
 from nlu.vectorizer import Vectorizer
@@ -47,7 +47,7 @@ def write(folder: Path, vectorizer: Vectorizer) -> None:
     """Put the canaries of this vectorizer into an artifact's folder."""
     vectors = np.stack([e.sentence for e in vectorizer.encode(_NORMALIZED, tokens=False)]).astype(np.float16)
     metadata = {"phrases": json.dumps(_NORMALIZED, ensure_ascii=False), "vectorizer": vectorizer.fingerprint}
-    save_file({"vectors": vectors}, folder / FILE, metadata=metadata)
+    (folder / FILE).write_bytes(_stable(save({"vectors": vectors}, metadata=metadata)))
 
 
 def made_for(folder: Path) -> str | None:
@@ -67,8 +67,8 @@ def check(part: str, folder: Path, vectorizer: Vectorizer) -> None:
     try:
         with safe_open(folder / FILE, "numpy") as file:
             stored = file.get_tensor("vectors").astype(np.float32)
-            phrases = json.loads((file.metadata() or {})["phrases"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+            phrases = [*map(str, json.loads((file.metadata() or {})["phrases"]))]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise EngineRefused(
             part, found=f"no readable {FILE}", expected="the canaries of its vectorizer", remedy=remedy
         ) from error
@@ -85,3 +85,11 @@ def check(part: str, folder: Path, vectorizer: Vectorizer) -> None:
             expected=f"cosine >= {MIN_COSINE}, difference <= {MAX_DIFFERENCE}",
             remedy=remedy,
         )
+
+
+def _stable(file: bytes) -> bytes:
+    """The same file with its header in order: safetensors writes metadata in the random order of a hash map."""
+    start = 8 + int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8:start]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + file[start:]

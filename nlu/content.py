@@ -22,6 +22,12 @@ _MARK = re.compile(r"\[([^\[\]]+)\]\(([a-z_]+)\)")
 _HELD_OUT_PERCENT = 20
 
 
+_GROUP = {"topic": str, "emotion": str, "prompts": list, "any": list, "calm": list, "lively": list}
+_PROMOTION = {
+    "id": str, "prompts": list, "reply": str, "persona": str, "surface": str, "valid_from": datetime, "valid_until": datetime,
+}  # fmt: skip
+
+
 class ContentInvalid(ValueError):
     """A line of content that does not parse; names file and line."""
 
@@ -63,6 +69,7 @@ class ReplyLine:
     surface: str = ""
     emotion: str = ""
     topic: str = ""
+    group: str = ""  # the file's stem
     valid_from: datetime | None = None
     valid_until: datetime | None = None
 
@@ -103,8 +110,10 @@ def load(folder: Path | None = None) -> Content:
 def read_labelled(path: Path, *, label: str = "") -> Iterator[Example]:
     """Phrases under `## label` headings, slots marked inline."""
     for number, line in _lines(path):
-        if line.startswith("## "):
+        if line.startswith("##"):
             label = line[3:].strip()
+            if not label or line[2] != " ":
+                raise ContentInvalid(f"{path.name}:{number}: expected '## label'")
         elif not label:
             raise ContentInvalid(f"{path.name}:{number}: a phrase before the first '## label' line")
         else:
@@ -114,8 +123,9 @@ def read_labelled(path: Path, *, label: str = "") -> Iterator[Example]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip() and (line.startswith("## ") or not line.startswith("#")):
-            yield number, line.strip()
+        line = line.strip(" ")  # not tabs: they part the fields of a TSV, and the last may be empty
+        if line.strip() and (line.startswith("##") or not line.startswith("#")):
+            yield number, line
 
 
 def _unmark(line: str, where: str) -> tuple[str, tuple[Slot, ...]]:
@@ -134,15 +144,19 @@ def _unmark(line: str, where: str) -> tuple[str, tuple[Slot, ...]]:
 def _contexts(path: Path) -> Iterator[Example]:
     for number, line in _lines(path):
         fields = line.split("\t")
-        if len(fields) != 3 or not fields[0].startswith(("assistant: ", "user: ")):
+        if len(fields) != 3 or not all(fields) or not fields[0].startswith(("assistant: ", "user: ")):
             raise ContentInvalid(f"{path.name}:{number}: expected 'role: previous turn<TAB>phrase<TAB>label'")
         role, _, said = fields[0].partition(": ")
         yield Example(fields[1], fields[2], context=(Turn("user" if role == "user" else "assistant", said),))
 
 
 def _replies(path: Path) -> Iterator[ReplyLine]:
-    document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    for group in document.get("group", ()):
+    try:
+        document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ContentInvalid(f"{path.name}: {error}") from error
+    for count, group in enumerate(document.get("group", ()), 1):
+        _check(f"{path.name}: group {count}", group, _GROUP)
         said = [(voice, text) for voice in ("any", "calm", "lively") for text in group.get(voice, ())]
         for number, (voice, text) in enumerate(said, 1):
             yield ReplyLine(
@@ -152,8 +166,10 @@ def _replies(path: Path) -> Iterator[ReplyLine]:
                 persona="" if voice == "any" else voice,
                 emotion=group["emotion"],
                 topic=group["topic"],
+                group=path.stem,
             )
-    for promotion in document.get("promotion", ()):
+    for count, promotion in enumerate(document.get("promotion", ()), 1):
+        _check(f"{path.name}: promotion {count}", promotion, _PROMOTION)
         yield ReplyLine(
             id=promotion["id"],
             text=promotion["reply"],
@@ -161,6 +177,16 @@ def _replies(path: Path) -> Iterator[ReplyLine]:
             persona=promotion["persona"],
             surface=promotion["surface"],
             topic="promotion",
+            group=path.stem,
             valid_from=promotion["valid_from"],
             valid_until=promotion["valid_until"],
         )
+
+
+def _check(where: str, table: dict[str, Any], kinds: dict[str, type]) -> None:
+    """A voice may be left out of a group; anything else must be there, of its kind, and nothing more."""
+    missing = {"any": [], "calm": [], "lively": []} | table
+    wrong = [name for name, kind in kinds.items() if not isinstance(missing.get(name), kind)]
+    if wrong or not table.keys() <= kinds.keys():
+        names = ", ".join([*wrong, *sorted(table.keys() - kinds.keys())])
+        raise ContentInvalid(f"{where}: {names}: missing, of the wrong kind or unknown")

@@ -127,7 +127,8 @@ def _drop_ignorable(text: str) -> list[int]:
 
 
 def _is_joinerless(character: str) -> bool:
-    return ord(unicodedata.normalize("NFKD", character)[0]) < _JOINERLESS_BELOW  # composed Latin lies far above
+    base = unicodedata.normalize("NFKD", character)[0]  # Latin letters composed with marks lie far above
+    return ord(base) < _JOINERLESS_BELOW
 
 
 def _check_combining_runs(text: str, kept: Sequence[int]) -> None:

@@ -195,8 +195,8 @@ def _in_original(annotation: Annotation, phrase: Phrase) -> Annotation:
 def _count(
     timings: Timings, found: Sequence[tuple[Encoding, Source]], annotations: Sequence[Annotation]
 ) -> None:
-    for stage, child in _STAGES:
-        child.observe(getattr(timings, stage) / 1e9)
+    for stage in metrics.StageTimes.STAGES:
+        metrics.STAGES.observe(stage, getattr(timings, stage))
     for _, source in found:
         _SOURCES[source].inc()
     for annotation in annotations:
@@ -205,8 +205,4 @@ def _count(
 
 
 # Looked up once: finding a labelled child costs more than counting.
-_STAGES = tuple(
-    (stage, metrics.STAGE_SECONDS.labels(stage))
-    for stage in ("normalize", "encode", "annotate", "search", "rank")
-)
 _SOURCES = {source: metrics.ENCODINGS.labels(source.value) for source in Source}

@@ -54,17 +54,15 @@ def _join(tokens: list[str], tags: list[str]) -> Tagged:
     phrase = ""
     spans: list[tuple[str, int, int]] = []
     for token, tag in zip(tokens, tags, strict=True):
-        try:
-            word = normalize(token).text
-        except InvalidInput:  # punctuation on its own is no phrase, but it is a token
-            word = token.casefold()
+        word = normalize(f"x {token}").text[2:]  # beside a word, because punctuation alone is refused
+        if not word:  # nothing but invisible characters
+            continue
         phrase += " " * bool(phrase)
         start, end = len(phrase), len(phrase) + len(word)
         phrase += word
-        if tag.startswith("B-"):
+        if tag.startswith("I-") and spans and spans[-1][0] == tag[2:] and spans[-1][2] == start - 1:
+            spans[-1] = (tag[2:], spans[-1][1], end)
+        elif tag != "O":
             spans.append((tag[2:], start, end))
-        elif tag.startswith("I-") and spans:
-            label, first, _ = spans[-1]
-            spans[-1] = (label, first, end)
     normalize(phrase)  # raises where the whole is too long
     return Tagged(phrase, tuple(spans))

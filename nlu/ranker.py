@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import mul
 from pathlib import Path
-
-import numpy as np
 
 from annotators.annotator import Annotation
 from index.items import EVERYONE
@@ -62,17 +61,18 @@ class Ranker:
         if not hits:
             return ()
         mood, strength = self._mood(annotations)
-        features = np.array([_features(hit, mood, strength, said) for hit in hits], np.float32)
-        scores = features @ np.array([self.weights[name] for name in FEATURES], np.float32)
-        best = np.argsort(-scores, kind="stable")[:k].tolist()
+        weights = [self.weights[name] for name in FEATURES]
+        rows = [_features(hit, mood, strength, said) for hit in hits]
+        scores = [sum(map(mul, weights, row)) for row in rows]
+        best = sorted(range(len(hits)), key=scores.__getitem__, reverse=True)[:k]
         return tuple(
             Candidate(
                 id=hits[i].item.id,
                 text=hits[i].item.text,
-                score=scores.item(i),
+                score=scores[i],
                 similarity=hits[i].similarity,
                 prompt=hits[i].item.prompt,
-                features=dict(zip(FEATURES, features[i].tolist(), strict=True)) if explain else {},
+                features=dict(zip(FEATURES, rows[i], strict=True)) if explain else {},
             )
             for i in best
         )

@@ -14,7 +14,6 @@ import time
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from annotators.annotator import Encoding
 from nlu.record import KEY_BYTES, pack, unpack
@@ -83,7 +82,7 @@ class RedisTier:
         self.breaker = Breaker()
         self.errors = 0  # calls that failed
         self.rejected = 0  # values that were not what their key says
-        self.dropped = 0  # writes not made because too many were under way
+        self.dropped = 0  # writes not made: too many under way, Redis gone, or larger than a read fetches
 
     async def get(self, phrase_key: bytes, *, dim: int, token_dim: int) -> Encoding | None:
         """The Encoding under this key, or None; never raises for anything Redis does."""
@@ -92,7 +91,7 @@ class RedisTier:
         try:
             async with asyncio.timeout(2 * TIMEOUT_S):
                 value = await self._redis.getrange(_PREFIX + phrase_key, 0, MAX_VALUE)
-        except (RedisError, OSError, TimeoutError):
+        except Exception:  # a peer that is no Redis makes redis-py raise ValueError, TypeError and more
             self.errors += 1
             self.breaker.failed()
             return None
@@ -105,10 +104,11 @@ class RedisTier:
 
     def put(self, phrase_key: bytes, encoding: Encoding) -> None:
         """Write in the background; dropped when Redis is behind or gone."""
-        if self.breaker.open or len(self._writes) >= _MAX_WRITES:
+        value = self._seal(phrase_key, encoding)
+        if self.breaker.open or len(self._writes) >= _MAX_WRITES or len(value) > MAX_VALUE:
             self.dropped += 1
             return
-        task = asyncio.create_task(self._write(phrase_key, self._seal(phrase_key, encoding)))
+        task = asyncio.create_task(self._write(phrase_key, value))
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
 
@@ -123,7 +123,7 @@ class RedisTier:
                 await self._redis.set(
                     _PREFIX + phrase_key, value, ex=round(_TTL_S * random.uniform(0.9, 1.1))
                 )
-        except (RedisError, OSError, TimeoutError):
+        except Exception:
             self.errors += 1
             self.breaker.failed()
 

@@ -50,7 +50,7 @@ async def running(settings: Settings) -> AsyncIterator[int]:
     server = grpc.aio.server(options=SERVER_OPTIONS)
     checks = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+    port = _listen(server, f"{settings.host}:{settings.port}")
     await checks.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     if settings.metrics:
         start_metrics(settings)
@@ -161,6 +161,15 @@ def start_metrics(settings: Settings) -> None:
         logger.error(
             "no metrics: port %d cannot be had (%s); set NLU_METRICS_PORT", settings.metrics_port, error
         )
+
+
+def _listen(server: grpc.aio.Server, address: str) -> int:
+    try:
+        return server.add_insecure_port(address)
+    except RuntimeError as error:  # what grpc raises for a port that is taken or an address that is not ours
+        raise OSError(
+            f"address: found {address} taken or not of this machine, expected a free one; use --host and --port, or stop the other server"
+        ) from error
 
 
 def _watch(batcher: Batcher, lru: Lru, redis: RedisTier | None) -> None:

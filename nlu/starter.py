@@ -162,7 +162,9 @@ def _authored_heads(content: Content, vectors: Vectors, fingerprint: str) -> tup
         _sentence(about("toxicity", "toxicity"), content.toxicity, vectors),
         _context(about("followup", "intent in context"), content.contexts, vectors),
         fit.fit_token(about("slots", "slots"), _tagged(_training(content.intents), vectors)),
-        _anchors(about("smalltalk", "small-talk topic"), topics, vectors),
+        _anchors(
+            about("about_me", "what is asked about the assistant"), topics, vectors, outsiders=outsiders
+        ),
         _quick_commands(about("quick", "exact commands and clock times")),
     ]
     fleet = Fleet(heads)
@@ -173,7 +175,7 @@ def _authored_heads(content: Content, vectors: Vectors, fingerprint: str) -> tup
         ("emotion", content.emotions),
         ("toxicity", content.toxicity),
         ("followup", content.contexts),
-        ("smalltalk", topics),
+        ("about_me", topics),
     ]
     rows = [
         Row(name, "starter", "starter dev", _measure(fleet, name, _held_out(examples), vectors))
@@ -253,11 +255,12 @@ def _context(about: About, examples: Sequence[Example], vectors: Vectors) -> Hea
     )
 
 
-def _anchors(about: About, examples: Sequence[Example], vectors: Vectors) -> Head:
+def _anchors(
+    about: About, examples: Sequence[Example], vectors: Vectors, *, outsiders: NDArray[np.float32]
+) -> Head:
     train = _training(examples)
-    return fit.make_anchors(
-        about, _phrases(train), vectors.sentences(_phrases(train)), [e.label for e in train]
-    )
+    rows = vectors.sentences(_phrases(train))
+    return fit.make_anchors(about, _phrases(train), rows, [e.label for e in train], outsiders=outsiders)
 
 
 def _quick_commands(about: About) -> Head:
@@ -328,9 +331,10 @@ def _make_ranker(folder: Path) -> None:
 
 
 def _topics(content: Content) -> list[Example]:
-    """Small-talk topics by the prompts of the replies; promotions are no topic."""
-    prompts = {(prompt, reply.topic): None for reply in content.replies for prompt in reply.prompts}
-    return [Example(prompt, topic, "topic") for prompt, topic in prompts if topic != "promotion"]
+    """What people ask the assistant about itself, by the prompts of the persona's replies."""
+    asked = [reply for reply in content.replies if reply.group == "persona"]
+    prompts = {(prompt, reply.topic): None for reply in asked for prompt in reply.prompts}
+    return [Example(prompt, topic, "topic") for prompt, topic in prompts]
 
 
 def _relabelled(example: Example, label: str) -> Example:

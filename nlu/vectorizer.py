@@ -62,7 +62,12 @@ class Vectorizer:
         model, tokenizer, self.spec = _read(folder)
         self.fingerprint = _fingerprint(model, tokenizer, self.spec)
         self.dim, self.token_dim = self.spec.dim, self.spec.token_dim
-        self._tokenizer = Tokenizer.from_str(tokenizer.decode())
+        try:
+            self._tokenizer = Tokenizer.from_str(tokenizer.decode())
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise VectorizerRefused(
+                f"{folder / TOKENIZER_FILE} does not load ({error}); export it again"
+            ) from error
         self._tokenizer.enable_truncation(self.spec.max_tokens)
         self._tokenizer.no_padding()
         options = onnxruntime.SessionOptions()
@@ -71,7 +76,12 @@ class Vectorizer:
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # From bytes, so that nothing outside the verified folder can be pulled in as external data.
-        self._session = onnxruntime.InferenceSession(model, options, providers=list(providers))
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=list(providers))
+        except Exception as error:  # onnxruntime's errors share no other base
+            raise VectorizerRefused(
+                f"{folder / MODEL_FILE} does not load ({error}); export it again"
+            ) from error
         self._alone = self._session.get_providers()[0] == "CPUExecutionProvider"
         self._check_graph(folder)
 

@@ -252,21 +252,19 @@ def _annotation(annotation: Annotation, text: str, said: Utterance) -> pb.Annota
 
 
 def _label(label: Label, said: Utterance) -> pb.Label:
-    return pb.Label(
-        label=label.label,
-        score=label.score,
-        accepted=label.accepted,
-        raw_score=label.raw_score if said.raw_scores else None,
-        threshold=label.threshold if said.explain else None,
-    )
+    message = pb.Label(label=label.label, score=label.score, accepted=label.accepted)
+    if said.raw_scores:
+        message.raw_score = label.raw_score
+    if said.explain:
+        message.threshold = label.threshold
+    return message
 
 
 def _candidate(candidate: Candidate, said: Utterance) -> pb.Candidate:
-    return pb.Candidate(
-        id=candidate.id,
-        text=candidate.text,
-        score=candidate.score,
-        similarity=candidate.similarity,
-        features=candidate.features,
-        prompt=candidate.prompt if said.explain else "",
+    message = pb.Candidate(
+        id=candidate.id, text=candidate.text, score=candidate.score, similarity=candidate.similarity
     )
+    if said.explain:
+        message.prompt = candidate.prompt
+        message.features.update(candidate.features)
+    return message

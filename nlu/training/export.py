@@ -106,6 +106,7 @@ def export(
         )
     progress("loading")
     graph, tokenizer, uncased = _load(source)
+    token_dim = min(token_dim, graph.encoder.config.hidden_size)
     progress("compressing token vectors")
     hidden, reference = _reference(graph, tokenizer, phrases, max_tokens)
     graph.compress = _compression(hidden, token_dim)

@@ -68,13 +68,12 @@ def ranked(*scores: float, top: int = 5, exclusive: bool = True, threshold: floa
     """Labels a, b, c, ... of these scores; raw scores are ten times as high."""
     labels = "abcdefghij"[: len(scores)]
     spec = make_spec(tuple(labels), exclusive=exclusive, thresholds=(threshold,) * len(scores))
-    found = np.array(scores, np.float32)
-    return ranking(spec, found, found * 10, top=top)
+    return ranking(spec, scores, [10 * score for score in scores], top=top)
 
 
 def test_sentence_ranking_is_best_first_with_all_a_label_carries() -> None:
     spec = make_spec(thresholds=(0.125, 0.25, 0.5))
-    labels = ranking(spec, np.array([0.25, 0.125, 0.625], np.float32), np.array([1, 2, 3], np.float32), top=5)
+    labels = ranking(spec, [0.25, 0.125, 0.625], [1.0, 2.0, 3.0], top=5)
     assert labels == (
         Label("c", 0.625, True, 3.0, 0.5),
         Label("a", 0.25, False, 1.0, 0.125),
@@ -99,13 +98,11 @@ def test_sentence_ranking_accepts_only_the_best_of_labels_that_exclude_each_othe
 
 def test_sentence_ranking_does_not_pass_acceptance_on_to_the_second_best() -> None:
     spec = make_spec(("a", "b"), thresholds=(0.9, 0.1))
-    labels = ranking(spec, np.array([0.6, 0.4], np.float32), np.zeros(2, np.float32), top=2)
+    labels = ranking(spec, [0.6, 0.4], [0.0, 0.0], top=2)
     assert [(label.label, label.accepted) for label in labels] == [("a", False), ("b", False)]
 
 
-@pytest.mark.parametrize(
-    ("score", "accepted"), [(0.5, True), (float(np.nextafter(np.float32(0.5), np.float32(0.0))), False)]
-)
+@pytest.mark.parametrize(("score", "accepted"), [(0.5, True), (float(np.nextafter(0.5, 0.0)), False)])
 def test_sentence_ranking_accepts_from_the_threshold_on(score: float, accepted: bool) -> None:
     assert ranked(score)[0].accepted is accepted
 

@@ -58,7 +58,7 @@ def test_table_loads_every_kind_as_it_was_saved(tmp_path: Path, make: Callable[[
     head.save(tmp_path)
     loaded = load(tmp_path)
     assert type(loaded) is type(head)
-    said = tokenized([[1, 0.5], [-1, 2]], OFFSETS)
+    said = tokenized([[1.0, 0.5], [-1.0, 2.0]], OFFSETS)
     turn = Heard.alone("be b", said, [HeardTurn("user", encoded([0.5, 1]))])
     (before,), (after,) = Fleet([head]).annotate(turn), Fleet([loaded]).annotate(turn)
     assert (after.labels, after.spans, after.status) == (before.labels, before.spans, before.status)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from index.filters import Filters
+from index.filters import Allowed, Filters
 from index.items import EVERYONE, Items, micros
 from index.shard import IndexInvalid
 
@@ -20,17 +20,23 @@ SURFACES = ("speaker", "tv", "car")
 DAY = timedelta(days=1)
 START = datetime(2026, 12, 1, tzinfo=UTC)
 Row = tuple[int, int, int | None, int | None]
+OPEN: Row = (EVERYONE, EVERYONE, None, None)
 
 
-def items_of(rows: list[Row]) -> Items:
-    """Rows of (persona mask, surface mask, first day, last day); days count from START."""
+def items_of(rows: list[Row], hangs_on: list[int] | None = None) -> Items:
+    """Rows of (persona mask, surface mask, first day, last day); days count from START.
+
+    Rows 2n and 2n + 1 propose reply rn. Each row has a vector of its own unless `hangs_on` tells.
+    """
     count = len(rows)
+    vectors = list(range(count)) if hangs_on is None else hangs_on
 
     def instants(days: list[int | None]) -> list[int | None]:
         return [None if day is None else micros(START + day * DAY) for day in days]
 
     return Items.of(
         {
+            "vector": vectors,
             "id": [f"r{i // 2}" for i in range(count)],
             "text": [f"Reply {i // 2}." for i in range(count)],
             "prompt": [f"prompt {i}" for i in range(count)],
@@ -41,16 +47,27 @@ def items_of(rows: list[Row]) -> Items:
             "weight": [1.0] * count,
             "emotion": [""] * count,
             "tags": [[]] * count,
-        }
+        },
+        vectors=len(set(vectors)),
     )
 
 
-def filters_of(rows: list[Row]) -> Filters:
-    return Filters(items_of(rows), PERSONAS, SURFACES)
+def filters_of(rows: list[Row], hangs_on: list[int] | None = None) -> Filters:
+    return Filters(items_of(rows, hangs_on), PERSONAS, SURFACES)
 
 
-def rows_in(mask: NDArray[np.uint8]) -> list[int]:
-    return np.flatnonzero(np.unpackbits(mask, bitorder="little")).tolist()
+def vectors_in(allowed: Allowed) -> list[int]:
+    return np.flatnonzero(np.unpackbits(allowed.mask, bitorder="little")).tolist()
+
+
+def rows_in(allowed: Allowed) -> list[int]:
+    return [row for row, may_say in enumerate(allowed.rows) if may_say]
+
+
+def anyone(filters: Filters, *avoid: str) -> tuple[list[int], list[int]]:
+    """The vectors and the rows that are left for nobody in particular."""
+    allowed = filters.allow(persona=None, surface=None, as_of=START, avoid=avoid)
+    return vectors_in(allowed), rows_in(allowed)
 
 
 masks = st.sampled_from([EVERYONE, 1, 2, 3])
@@ -59,14 +76,17 @@ days = st.tuples(st.none() | st.integers(0, 4), st.none() | st.integers(5, 9))
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(masks, masks, days), max_size=20),
+    st.lists(st.tuples(masks, masks, days, st.integers(0, 11)), max_size=20),
     st.lists(st.sampled_from(["r0", "r3", "x"]), max_size=3),
 )
 def test_filters_equal_the_rule_spelled_out(
-    drawn: list[tuple[int, int, tuple[int | None, int | None]]], avoid: list[str]
+    drawn: list[tuple[int, int, tuple[int | None, int | None], int]], avoid: list[str]
 ) -> None:
-    rows: list[Row] = [(persona, surface, *span) for persona, surface, span in drawn]
-    filters = filters_of(rows)
+    """One vector to many: up to twelve of them, so that their bits lie in two bytes."""
+    rows: list[Row] = [(persona, surface, *span) for persona, surface, span, _ in drawn]
+    numbers = sorted({vector for *_, vector in drawn})
+    hangs_on = [numbers.index(vector) for *_, vector in drawn]
+    filters = filters_of(rows, hangs_on)
     for persona, surface, day in product((None, "calm", "lively"), (None, "speaker", "tv"), range(-1, 11)):
         persona_bits = EVERYONE if persona is None else 1 << PERSONAS.index(persona)
         surface_bits = EVERYONE if surface is None else 1 << SURFACES.index(surface)
@@ -79,12 +99,55 @@ def test_filters_equal_the_rule_spelled_out(
             and (last is None or day < last)
         ]
         as_of = START + day * DAY
-        mask = filters.mask(persona=persona, surface=surface, as_of=as_of)
-        assert mask.shape == ((len(rows) + 7) // 8,)
-        assert rows_in(mask) == expected
-        assert filters.allowed(persona=persona, surface=surface, as_of=as_of) == len(expected)
         left = [number for number in expected if f"r{number // 2}" not in avoid]
-        assert rows_in(filters.mask(persona=persona, surface=surface, as_of=as_of, avoid=avoid)) == left
+        for avoided, some in [((), expected), (avoid, left)]:
+            allowed = filters.allow(persona=persona, surface=surface, as_of=as_of, avoid=avoided)
+            assert allowed.mask.shape == ((len(numbers) + 7) // 8,)
+            assert len(allowed.rows) == len(rows)
+            assert rows_in(allowed) == some
+            assert vectors_in(allowed) == sorted({hangs_on[number] for number in some})
+
+
+@pytest.mark.parametrize(
+    ("persona", "surface", "day", "vectors", "rows"),
+    [
+        ("calm", None, 1, [1, 2, 3], [2, 4, 5, 6, 7]),
+        ("calm", None, 2, [1, 2], [2, 5]),
+        ("lively", None, 1, [0, 1, 2], [0, 1, 3, 5]),
+        ("lively", "tv", 1, [0, 1, 2], [0, 1, 3, 5]),
+        (None, None, 1, [2], [5]),
+    ],
+)
+def test_filters_leave_out_a_vector_whose_replies_are_all_forbidden(
+    persona: str | None, surface: str | None, day: int, vectors: list[int], rows: list[int]
+) -> None:
+    """Vector 0 is for the lively alone, 1 has a reply for each, 2 one for all, 3 ends for the calm on day 2."""
+    calm: Row = (1, EVERYONE, None, None)
+    lively: Row = (2, EVERYONE, None, None)
+    promo: Row = (1, EVERYONE, None, 2)
+    some = [lively, lively, calm, lively, promo, OPEN, promo, promo]
+    filters = filters_of(some, [0, 0, 1, 1, 2, 2, 3, 3])
+    allowed = filters.allow(persona=persona, surface=surface, as_of=START + day * DAY)
+    assert (vectors_in(allowed), rows_in(allowed)) == (vectors, rows)
+
+
+def test_filters_avoid_clears_a_vector_only_with_its_last_row() -> None:
+    """Vector 8 has replies r0 and r1 and lies in the second byte of the mask; vector 0 has r0 alone."""
+    hangs_on = [8, 0, 8, 1, 2, 3, 4, 5, 6, 7]
+    filters = filters_of([OPEN] * 10, hangs_on)
+    others = [2, 3, 4, 5, 6, 7]
+    assert anyone(filters) == ([0, 1, *others, 8], list(range(10)))
+    assert anyone(filters, "r0") == ([1, *others, 8], list(range(2, 10)))
+    assert anyone(filters, "r1") == ([0, *others, 8], [0, 1, *range(4, 10)])
+    assert anyone(filters, "r0", "r1") == (others, list(range(4, 10)))
+
+
+def test_filters_avoid_counts_only_the_rows_that_were_allowed() -> None:
+    """Beside r0, vector 0 has r1 for the calm alone: for the lively r0 is its last."""
+    filters = filters_of([OPEN, OPEN, (1, EVERYONE, None, None), OPEN], [0, 1, 0, 1])
+    for persona, left in [("lively", [1]), ("calm", [0, 1])]:
+        allowed = filters.allow(persona=persona, surface=None, as_of=START, avoid=["r0"])
+        assert vectors_in(allowed) == left
 
 
 @pytest.mark.parametrize(
@@ -99,36 +162,37 @@ def test_filters_equal_the_rule_spelled_out(
 )
 def test_filters_follow_the_clock_to_the_microsecond(offset: timedelta, open_rows: list[int]) -> None:
     filters = filters_of([(EVERYONE, EVERYONE, None, None), (EVERYONE, EVERYONE, 0, 1)])
-    assert rows_in(filters.mask(persona=None, surface=None, as_of=START + offset)) == open_rows
     elsewhere = (START + offset).astimezone(timezone(timedelta(hours=-9)))
-    assert rows_in(filters.mask(persona=None, surface=None, as_of=elsewhere)) == open_rows
+    for as_of in (START + offset, elsewhere):
+        allowed = filters.allow(persona=None, surface=None, as_of=as_of)
+        assert (rows_in(allowed), vectors_in(allowed)) == (open_rows, open_rows)
 
 
 def test_filters_hand_out_one_mask_per_interval() -> None:
     filters = filters_of([(EVERYONE, EVERYONE, 0, 5)])
 
     def at(day: float) -> NDArray[np.uint8]:
-        return filters.mask(persona="calm", surface="tv", as_of=START + day * DAY)
+        return filters.allow(persona="calm", surface="tv", as_of=START + day * DAY).mask
 
     assert at(1) is at(4.5)
     assert at(1) is not at(6)
-    assert at(1) is not filters.mask(persona="lively", surface="tv", as_of=START + DAY)
+    assert at(1) is not filters.allow(persona="lively", surface="tv", as_of=START + DAY).mask
 
 
 def test_filters_masks_cannot_be_spoilt_by_a_caller() -> None:
     filters = filters_of([(EVERYONE, EVERYONE, None, None)])
-    mask = filters.mask(persona=None, surface=None, as_of=START)
+    allowed = filters.allow(persona=None, surface=None, as_of=START)
     with pytest.raises(ValueError, match="read-only"):
-        mask[0] = 0
-    avoiding = filters.mask(persona=None, surface=None, as_of=START, avoid={"r0"})
-    assert rows_in(avoiding) == []
-    assert rows_in(filters.mask(persona=None, surface=None, as_of=START)) == [0]
+        allowed.mask[0] = 0
+    assert isinstance(allowed.rows, bytes)
+    assert anyone(filters, "r0") == ([], [])
+    assert anyone(filters) == ([0], [0])
 
 
 def test_filters_of_nothing_have_an_empty_mask() -> None:
     filters = filters_of([])
-    assert filters.mask(persona="calm", surface=None, as_of=START).shape == (0,)
-    assert filters.allowed(persona="calm", surface=None, as_of=START) == 0
+    allowed = filters.allow(persona="calm", surface=None, as_of=START, avoid=["r0"])
+    assert (allowed.mask.shape, len(allowed.rows)) == ((0,), 0)
 
 
 @pytest.mark.parametrize(
@@ -141,14 +205,14 @@ def test_filters_of_nothing_have_an_empty_mask() -> None:
 )
 def test_filters_refuse_unknown_names(persona: str | None, surface: str | None, message: str) -> None:
     filters = filters_of([(EVERYONE, EVERYONE, None, None)])
-    filters.mask(persona="calm", surface="car", as_of=START)  # the control
+    filters.allow(persona="calm", surface="car", as_of=START)  # the control
     with pytest.raises(ValueError, match=message):
-        filters.mask(persona=persona, surface=surface, as_of=START)
+        filters.allow(persona=persona, surface=surface, as_of=START)
 
 
 def test_filters_refuse_a_naive_clock() -> None:
     with pytest.raises(ValueError, match="time zone"):
-        filters_of([]).mask(persona=None, surface=None, as_of=datetime(2026, 1, 1))
+        filters_of([]).allow(persona=None, surface=None, as_of=datetime(2026, 1, 1))
 
 
 def test_filters_refuse_items_that_name_more_personas_than_there_are() -> None:
@@ -161,5 +225,5 @@ def test_filters_refuse_items_that_name_more_personas_than_there_are() -> None:
 def test_filters_reach_the_thirty_second_persona() -> None:
     personas = tuple(f"p{i}" for i in range(32))
     filters = Filters(items_of([(1 << 31, EVERYONE, None, None)]), personas, SURFACES)
-    assert rows_in(filters.mask(persona="p31", surface=None, as_of=START)) == [0]
-    assert rows_in(filters.mask(persona="p30", surface=None, as_of=START)) == []
+    assert rows_in(filters.allow(persona="p31", surface=None, as_of=START)) == [0]
+    assert rows_in(filters.allow(persona="p30", surface=None, as_of=START)) == []

@@ -260,6 +260,8 @@ FILES = ["shard-000.f16", "shard-001.f16", "shard-002.f16"]
         ({"padded": 48}, "index.json padded: found 48, expected 32"),
         ({"rows": 21}, "index.json rows: found 21, expected 20"),
         ({"rows": -1}, "index.json rows: found -1"),
+        ({"items": -1}, "index.json items: found -1"),
+        ({"items": "20"}, "index.json items: found '20'"),
         ({"rows": 28, "shards": shards(8, 8, 12)}, "shard-002.f16: found 256 bytes, expected 768"),
         ({"rows": 12, "shards": shards(8, 4)}, "shard-002.f16: found a shard that index.json does not list"),
         ({"shards": shards(8, 4, 8)}, "shards rows modulo 8"),
@@ -273,7 +275,7 @@ FILES = ["shard-000.f16", "shard-001.f16", "shard-002.f16"]
         ({"surprise": 1}, "index.json surprise: found 1"),
     ],
     ids=[
-        *"kind dim-0 dim-text dim-padded dim-narrow padded rows rows-negative ntotal-lies two-builds".split(),
+        *"kind dim-0 dim-text dim-padded dim-narrow padded rows rows-negative items-negative items-text ntotal-lies two-builds".split(),
         *"uneven order overlap empty-shard path persona-twice persona-empty surfaces-33 extra".split(),
     ],
 )
@@ -284,6 +286,18 @@ def test_sharded_load_refuses(folder: Path, fields: dict[str, object], message: 
     with pytest.raises(IndexInvalid) as refusal:
         ShardedIndex.load(folder)
     assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "field", ["kind", "dim", "padded", "rows", "items", "personas", "surfaces", "shards"]
+)
+def test_sharded_load_refuses_a_missing_field(folder: Path, field: str) -> None:
+    path = folder / "index.json"
+    fields = json.loads(path.read_text())
+    del fields[field]
+    path.write_text(json.dumps(fields))
+    with pytest.raises(IndexInvalid, match=f"index.json {field}: found .* expected Field required"):
+        ShardedIndex.load(folder)
 
 
 @pytest.mark.parametrize("missing", [*FILES, "index.json"])
@@ -318,7 +332,7 @@ def test_sharded_load_accepts_an_empty_index_only_when_told(folder: Path) -> Non
         (folder / name).unlink()
     with pytest.raises(IndexInvalid):
         ShardedIndex.load(folder)
-    rewrite(folder, rows=0, shards=[])
+    rewrite(folder, rows=0, items=0, shards=[])
     assert len(ShardedIndex.load(folder)) == 0
     assert read_layout(folder).personas == ("calm", "lively")
 

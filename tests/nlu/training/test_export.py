@@ -1,0 +1,98 @@
+"""Export: any encoder becomes a vectorizer folder, and only if it says what torch says. On a small random BERT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs the train extra: pip install 'chorus-nlu[train]'")
+
+import torch
+import transformers
+
+from nlu import content
+from nlu.errors import VectorizerRefused
+from nlu.training.export import Gates, export
+from nlu.vectorizer import Vectorizer
+
+pytestmark = [
+    pytest.mark.train,
+    pytest.mark.filterwarnings("ignore"),  # torch's and transformers' own deprecations
+]
+
+PHRASES = content.load().phrases()[:600]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder with a two-layer BERT that nobody trained."""
+    folder = tmp_path_factory.mktemp("bert")
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789'?!.,-:"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    (folder / "vocab.txt").write_text("\n".join(pieces))
+    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(str(folder))
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(pieces),
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+    )
+    transformers.BertModel(config).save_pretrained(str(folder))
+    return folder
+
+
+def _torch_vectors(checkpoint: Path, phrases: list[str]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Mean-pooled unit vectors, the long way."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(checkpoint))
+    model = transformers.AutoModel.from_pretrained(str(checkpoint)).eval()
+    vectors = []
+    with torch.inference_mode():
+        for phrase in phrases:
+            hidden = model(**tokenizer(phrase, return_tensors="pt")).last_hidden_state[0].mean(0)
+            vectors.append((hidden / hidden.norm()).numpy())
+    return np.stack(vectors)
+
+
+def test_export_fp32_is_torch(checkpoint: Path, tmp_path: Path) -> None:
+    parity = export(str(checkpoint), tmp_path / "out", precision="fp32", phrases=PHRASES, token_dim=16)
+    assert parity.phrases >= 500
+    assert parity.min_cosine >= 0.9999
+    vectorizer = Vectorizer(tmp_path / "out")
+    some = PHRASES[:20]
+    found = np.stack([encoding.sentence for encoding in vectorizer.encode(some)])
+    np.testing.assert_allclose(found, _torch_vectors(checkpoint, some), atol=1e-3)  # float16 rounding
+    assert (vectorizer.dim, vectorizer.token_dim, vectorizer.spec.uncased) == (48, 16, True)
+
+
+def test_export_int8_is_close_to_torch_and_the_same_in_a_crowd(checkpoint: Path, tmp_path: Path) -> None:
+    parity = export(str(checkpoint), tmp_path / "out", precision="int8", phrases=PHRASES, token_dim=16)
+    assert parity.mean_cosine >= 0.985
+    vectorizer = Vectorizer(tmp_path / "out")
+    crowd = vectorizer.encode(PHRASES[:50])
+    for phrase, encoding in zip(PHRASES[:50], crowd, strict=True):
+        alone = vectorizer.encode([phrase])[0]
+        assert alone.sentence.tobytes() == encoding.sentence.tobytes()
+    fp32 = tmp_path / "fp32"
+    export(str(checkpoint), fp32, precision="fp32", phrases=PHRASES, token_dim=16)
+    assert Vectorizer(fp32).fingerprint != vectorizer.fingerprint
+
+
+def test_export_gate_refuses_what_is_not_close_enough(checkpoint: Path, tmp_path: Path) -> None:
+    gates = Gates(int8_mean_cosine=0.999999)
+    with pytest.raises(VectorizerRefused, match=r"found mean cosine \d\.\d+, expected >= 0.999999"):
+        export(str(checkpoint), tmp_path / "out", precision="int8", phrases=PHRASES, gates=gates)
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_asks_for_enough_phrases(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(VectorizerRefused, match="expected at least 500"):
+        export(str(checkpoint), tmp_path / "out", precision="fp32", phrases=PHRASES[:100])
+
+
+def test_export_names_what_it_cannot_load(tmp_path: Path) -> None:
+    with pytest.raises(VectorizerRefused, match="no loadable encoder"):
+        export(str(tmp_path / "nothing"), tmp_path / "out", precision="fp32", phrases=PHRASES)
