@@ -140,10 +140,11 @@ class Fleet:
         sentences = np.array([encoding.sentence for encoding in heard.encodings])
         raw = stack.raw(sentences)  # [hypotheses, rows]
         scores = stack.scores(raw)
-        # Hypotheses are mixed by recogniser confidence; one alone is itself, to the last bit.
+        # Hypotheses are mixed by recogniser confidence; one alone is itself, to the last bit. Not by `@`, whose rounding
+        # depends on how many rows there are.
         weights = None if len(sentences) == 1 else np.asarray(heard.weights, np.float32)
-        mixed = (scores[0] if weights is None else weights @ scores).tolist()
-        mixed_raw = (raw[0] if weights is None else weights @ raw).tolist()
+        mixed = (scores[0] if weights is None else np.add.reduce(weights[:, None] * scores)).tolist()
+        mixed_raw = (raw[0] if weights is None else np.add.reduce(weights[:, None] * raw)).tolist()
         answers = []
         for head, start in zip(stack.heads, stack.firsts, strict=True):
             spec = head.spec

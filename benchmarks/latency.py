@@ -37,6 +37,8 @@ ROUNDS = 5
 CONCURRENCY = 32
 UNDERSTAND = "/nlu.v1.Nlu/Understand"
 
+Call = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+
 
 def main() -> None:
     """Measure and print."""
@@ -156,11 +158,11 @@ async def _measure(bundle: Path, served: dict[str, str], echo: str, seconds: flo
         for name, address in {**served, "echo": echo}.items():
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
             await asyncio.wait_for(channel.channel_ready(), 60)
-            calls[name] = channel.unary_unary(UNDERSTAND)
+            calls[name] = channel.unary_unary(UNDERSTAND, request_serializer=None, response_deserializer=None)
         fixed, cold = phrases.among(phrases.fixed), phrases.among(phrases.cold)
-        for request in (*phrases.fixed, *phrases.cold):
-            await calls["near"](request)
-            await calls["redis"](request)
+        for body in (*phrases.fixed, *phrases.cold):
+            await calls["near"](body)
+            await calls["redis"](body)
         ways = {
             "uncached": (calls["none"], phrases.new),
             "lru": (calls["near"], fixed),
@@ -185,9 +187,7 @@ async def _measure(bundle: Path, served: dict[str, str], echo: str, seconds: flo
     return figures
 
 
-async def _latencies(
-    call: grpc.aio.UnaryUnaryMultiCallable, request: Callable[[], bytes], seconds: float
-) -> list[float]:
+async def _latencies(call: Call, request: Callable[[], bytes], seconds: float) -> list[float]:
     taken = []
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop:
@@ -198,9 +198,7 @@ async def _latencies(
     return taken
 
 
-async def _throughput(
-    call: grpc.aio.UnaryUnaryMultiCallable, request: Callable[[], bytes], seconds: float
-) -> float:
+async def _throughput(call: Call, request: Callable[[], bytes], seconds: float) -> float:
     done = 0
     began = time.perf_counter()
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from index.items import ALWAYS_FROM, ALWAYS_UNTIL, EVERYONE, Items, micros
 from index.shard import IndexInvalid
 
-REMEMBERED_MASKS = 128  # 82 KB each at 660,000 rows
+REMEMBERED_MASKS = 32  # three quarters of a megabyte each at 660,000 rows
 
 
 class Allowed(NamedTuple):

@@ -87,7 +87,6 @@ class Items:
         self._rows_of: dict[str, list[int]] = {}
         for row, reply_id in enumerate(self.ids):
             self._rows_of.setdefault(reply_id, []).append(row)
-        self.max_rows_per_reply = max(map(len, self._rows_of.values()), default=0)
         self._check_rows(part)
         self._check_replies(part)
         self.vectors: NDArray[np.uint32] = table["vector"].to_numpy()  # [rows] the vector each pair hangs on

@@ -92,12 +92,13 @@ class Replies:
         best: dict[str, Hit] = {}
         first = 0
         while first < len(vectors) and len(best) < k:
-            rows, last = items.pairs_of(vectors[first]), first
-            while last + 1 < len(vectors) and scores[last + 1] == scores[first]:
-                last += 1
-                rows = items.ordered([*rows, *items.pairs_of(vectors[last])])
+            rows, after = items.pairs_of(vectors[first]), first + 1
+            while after < len(vectors) and scores[after] == scores[first]:
+                after += 1
+            if after > first + 1:  # vectors that tie answer as one
+                rows = items.ordered([row for vector in vectors[first:after] for row in items.pairs_of(vector)])
             for row in rows:
                 if may_say[row] and items.ids[row] not in best:
                     best[items.ids[row]] = Hit(items.reply(row), scores[first], row)
-            first = last + 1
+            first = after
         return list(best.values())

@@ -22,8 +22,15 @@ _MARK = re.compile(r"\[([^\[\]]+)\]\(([a-z_]+)\)")
 _HELD_OUT_PERCENT = 20
 
 
-_GROUP = {"topic": str, "emotion": str, "prompts": list, "any": list, "calm": list, "lively": list}
-_PROMOTION = {
+_GROUP: dict[str, type] = {
+    "topic": str,
+    "emotion": str,
+    "prompts": list,
+    "any": list,
+    "calm": list,
+    "lively": list,
+}
+_PROMOTION: dict[str, type] = {
     "id": str, "prompts": list, "reply": str, "persona": str, "surface": str, "valid_from": datetime, "valid_until": datetime,
 }  # fmt: skip
 

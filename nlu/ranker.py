@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from operator import mul
 from pathlib import Path
 
@@ -39,6 +40,8 @@ class Ranker:
         try:
             weights = json.loads((folder / FILE).read_bytes())["weights"]
             ordered = {name: float(weights[name]) for name in FEATURES}
+            if not all(map(isfinite, ordered.values())):
+                raise ValueError("a weight that is not finite")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise EngineRefused(
                 "ranker",

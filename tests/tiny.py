@@ -24,6 +24,7 @@ from annotators.annotator import HeardTurn, Span
 from annotators.fit import About, TaggedEncoding
 from annotators.head import GoldenTurn, Requires, Spec
 from annotators.rules import RulesHead
+from annotators.table import Head
 from index.build import Entry
 from index.build import build as build_index
 from nlu import canaries, cold, parts
@@ -171,7 +172,7 @@ def make_bundle(folder: Path, *, seed: int = 0, dim: int = DIM, seq: int = 1) ->
 
 def _heads(
     vectorizer: Vectorizer,
-) -> list[fit.SentenceHead | fit.ContextHead | fit.TokenHead | fit.AnchorsHead | RulesHead]:
+) -> list[Head]:
     def about(name: str) -> About:
         return About(name, name, vectorizer.fingerprint, made_by="tests")
 
@@ -209,7 +210,7 @@ def _heads(
     ]
 
 
-def _sentence(about: About, examples: list[tuple[str, str]], vectorizer: Vectorizer) -> fit.SentenceHead:
+def _sentence(about: About, examples: list[tuple[str, str]], vectorizer: Vectorizer) -> Head:
     texts = [text for text, _ in examples]
     return fit.fit_sentence(about, texts, _sentences(vectorizer, texts), [label for _, label in examples])
 

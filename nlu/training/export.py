@@ -65,7 +65,7 @@ class Parity:
 class EncoderGraph(nn.Module):
     """The two outputs of a vectorizer: the sentence on the unit sphere, and compressed token vectors."""
 
-    def __init__(self, encoder: nn.Module, *, pooling: str, dense: nn.Module | None) -> None:
+    def __init__(self, encoder: Any, *, pooling: str, dense: nn.Module | None) -> None:
         super().__init__()
         self.encoder, self.pooling, self.dense = encoder, pooling, dense
         self.compress: nn.Module = nn.Identity()  # until principal components are known
@@ -106,7 +106,7 @@ def export(
         )
     progress("loading")
     graph, tokenizer, uncased = _load(source)
-    token_dim = min(token_dim, graph.encoder.config.hidden_size)
+    token_dim = min(token_dim, int(graph.encoder.config.hidden_size))
     progress("compressing token vectors")
     hidden, reference = _reference(graph, tokenizer, phrases, max_tokens)
     graph.compress = _compression(hidden, token_dim)

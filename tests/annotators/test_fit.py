@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from annotators import calibration, fit, table, thresholds
 from annotators.annotator import Annotation, Encoding, Heard, HeardTurn, Span
@@ -24,6 +25,13 @@ from tests.annotators.toys import FINGERPRINT, encoded, make_spec, random_units,
 ABOUT = About("toy", "test", FINGERPRINT, made_by="tests")
 LABELS = ("light", "music", "stop")
 DIM = 8
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """On vectors this small the solver would spend its time waking threads."""
+    with threadpool_limits(1):
+        yield
 
 
 def cloud(
@@ -125,16 +133,16 @@ def strangers(seed: int = 2) -> NDArray[np.float32]:
 
 
 def test_fit_sentence_outsiders_raise_thresholds() -> None:
-    closed = fit.fit_sentence(ABOUT, *cloud(0.15))
-    guarded = fit.fit_sentence(ABOUT, *cloud(0.15), outsiders=strangers())
+    closed = fit.fit_sentence(ABOUT, *cloud(0.15), regularisations=(4.0,))
+    guarded = fit.fit_sentence(ABOUT, *cloud(0.15), outsiders=strangers(), regularisations=(4.0,))
     assert all(high > low for high, low in zip(guarded.spec.thresholds, closed.spec.thresholds, strict=True))
 
 
 def test_fit_sentence_outsiders_keep_other_strangers_out() -> None:
     """The head that never met an outsider, the negative control, accepts nearly all of them."""
     others, (_, known, _) = strangers(seed=3), cloud(0.15, seed=1)
-    closed = fit.fit_sentence(ABOUT, *cloud(0.15))
-    guarded = fit.fit_sentence(ABOUT, *cloud(0.15), outsiders=strangers())
+    closed = fit.fit_sentence(ABOUT, *cloud(0.15), regularisations=(4.0,))
+    guarded = fit.fit_sentence(ABOUT, *cloud(0.15), outsiders=strangers(), regularisations=(4.0,))
     assert np.mean(accepted(closed, others)) > 0.8
     assert np.mean(accepted(guarded, others)) < 0.2
     assert np.mean(accepted(guarded, known)) > 0.9
@@ -171,20 +179,20 @@ def test_fit_sentence_of_many_labels_keeps_golden_phrases_for_some() -> None:
 
 
 def fit_noisy_sentence(seed: int) -> Head:
-    return fit.fit_sentence(ABOUT, *cloud(0.7), outsiders=strangers(), seed=seed)
+    return fit.fit_sentence(ABOUT, *cloud(0.7), outsiders=strangers(), regularisations=(4.0,), seed=seed)
 
 
 def fit_noisy_context(seed: int) -> Head:
-    texts, vectors, labels = cloud(0.7)
+    texts, vectors, labels = cloud(0.7, per_label=5)
     before = [[HeardTurn("user", encoded(vector))] for vector in vectors[::-1]]
     golden = [[GoldenTurn(role="user", text=text)] for text in texts[::-1]]
     return fit.fit_context(
-        ABOUT, texts, [encoded(vector) for vector in vectors], before, golden, labels, seed=seed
+        ABOUT, texts, [encoded(vector) for vector in vectors], before, golden, labels, turns=1, seed=seed
     )
 
 
 def fit_noisy_token(seed: int) -> Head:
-    return fit.fit_token(ABOUT, tagged_phrases(noise=1.0), seed=seed)
+    return fit.fit_token(ABOUT, tagged_phrases(noise=1.0)[::2], seed=seed)
 
 
 @pytest.mark.parametrize("train", [fit_noisy_sentence, fit_noisy_context, fit_noisy_token])

@@ -121,7 +121,7 @@ def test_fleet_padding_has_no_probability() -> None:
 
 
 HYPOTHESES = (1, 2, 3, 5)
-NEIGHBOURS = (1, 2, 15, 16, 17, 33, 150)
+NEIGHBOURS = (1, 2, 15, 16, 17, 33, 150, 1600)
 
 
 @pytest.mark.parametrize("dim", [8, 384])
@@ -141,7 +141,7 @@ def test_fleet_neighbour_changes_no_bit(neighbour: int, hypotheses: int, dim: in
 
 @pytest.mark.parametrize("exclusive", [True, False], ids=["exclusive", "independent"])
 @pytest.mark.parametrize("hypotheses", HYPOTHESES)
-@pytest.mark.parametrize("neighbour", NEIGHBOURS)
+@pytest.mark.parametrize("neighbour", [*NEIGHBOURS, 17_000])
 def test_fleet_neighbour_changes_no_answer(neighbour: int, hypotheses: int, exclusive: bool) -> None:
     """An independent head that accepts everything shows the mixed scores of all its labels."""
     head, other = (

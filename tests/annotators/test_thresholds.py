@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import fbeta_score
@@ -33,6 +33,7 @@ def fitted(rows: Rows, positives: int, beta: float) -> float:
     return best(np.array(scores, np.float32), np.array(hits), positives, beta)
 
 
+@settings(deadline=None)
 @given(rows=some_rows, missed=st.integers(0, 5), beta=st.sampled_from([0.5, 1.0, DEFAULT_BETA]))
 def test_thresholds_best_equals_brute_force_over_all_cuts(rows: Rows, missed: int, beta: float) -> None:
     """`missed` positives never reached this label: they cost recall at every cut."""
@@ -47,6 +48,7 @@ def test_thresholds_best_equals_brute_force_over_all_cuts(rows: Rows, missed: in
         assert threshold == 0.5
 
 
+@settings(deadline=None)
 @given(rows=some_rows, data=st.data())
 def test_thresholds_do_not_depend_on_the_order_of_rows(rows: Rows, data: st.DataObject) -> None:
     positives = sum(hit for _, hit in rows)

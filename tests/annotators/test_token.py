@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -82,6 +82,7 @@ def problems(draw: st.DrawFn) -> tuple[NDArray[np.float32], tuple[str, ...]]:
     return scores.astype(np.float32), labels
 
 
+@settings(deadline=None)
 @given(problems())
 def test_token_viterbi_equals_brute_force_over_all_legal_paths(
     problem: tuple[NDArray[np.float32], tuple[str, ...]],

@@ -77,7 +77,6 @@ def test_items_know_the_rows_of_a_reply(columns: Columns) -> None:
     items = Items.of(columns, vectors=3)
     assert items.rows_of("tea") == [0, 1]
     assert items.rows_of("dog") == []
-    assert items.max_rows_per_reply == 2
 
 
 @pytest.mark.parametrize(
@@ -142,7 +141,7 @@ def test_items_order_pairs_by_weight_then_id_then_row(drawn: list[tuple[str, flo
 def test_items_may_be_none(tmp_path: Path, columns: Columns) -> None:
     Items.of({name: [] for name in columns}, vectors=0).save(tmp_path / "items.arrow")
     items = Items.load(tmp_path / "items.arrow", rows=0, vectors=0)
-    assert (len(items), items.max_rows_per_reply) == (0, 0)
+    assert len(items) == 0
     assert items.any_of(np.empty(0, np.bool_)).shape == (0,)
 
 

@@ -136,7 +136,9 @@ async def test_batcher_workers_run_side_by_side(batcher_of: Make) -> None:
     await batcher.close()
 
 
-@pytest.mark.parametrize(("asked", "given"), [((False, False), 0.0), ((False, True), 1.0), ((True, True), 1.0)])
+@pytest.mark.parametrize(
+    ("asked", "given"), [((False, False), 0.0), ((False, True), 1.0), ((True, True), 1.0)]
+)
 async def test_batcher_computes_tokens_where_one_of_a_batch_asks(
     batcher_of: Make, asked: tuple[bool, bool], given: float
 ) -> None:
@@ -147,7 +149,9 @@ async def test_batcher_computes_tokens_where_one_of_a_batch_asks(
 
 @pytest.mark.parametrize("extra", [0, 1, 7])
 @pytest.mark.parametrize("limit", [1, 5])
-async def test_batcher_refuses_exactly_what_is_over_its_limit(batcher_of: Make, limit: int, extra: int) -> None:
+async def test_batcher_refuses_exactly_what_is_over_its_limit(
+    batcher_of: Make, limit: int, extra: int
+) -> None:
     batcher = await batcher_of(limit=limit)
     taken: list[Ticket] = []
     refused: list[Overloaded] = []
@@ -229,7 +233,9 @@ async def test_batcher_a_deadline_may_move_while_a_ticket_waits(batcher_of: Make
     assert kinds(await answers([first, ticket])) == [Encoding, Encoding]
 
 
-async def test_batcher_a_ticket_cancelled_inside_the_model_harms_nobody(batcher_of: Make, model: Model) -> None:
+async def test_batcher_a_ticket_cancelled_inside_the_model_harms_nobody(
+    batcher_of: Make, model: Model
+) -> None:
     batcher = await batcher_of(max_batch=4)
     first = await occupied(batcher, model)
     first.future.cancel()
@@ -267,9 +273,7 @@ async def test_batcher_late_batchmates_of_poison_are_not_run_again(batcher_of: M
     assert model.batches == [phrases, ["poison"], ["fine"]]
 
 
-async def test_batcher_never_logs_the_phrase(
-    batcher_of: Make, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_batcher_never_logs_the_phrase(batcher_of: Make, caplog: pytest.LogCaptureFixture) -> None:
     batcher = await batcher_of()
     await answers([submit(batcher, "poison")])
     assert "a phrase of 6 code points" in caplog.text
@@ -280,13 +284,22 @@ async def test_batcher_never_logs_the_phrase(
 @pytest.mark.parametrize("count", [0, 1, 3, 9], ids="{}-answers".format)
 async def test_batcher_a_wrong_number_of_encodings_fails_its_members(max_batch: int, count: int) -> None:
     """Two phrases, and a model that answers with `count` encodings whatever it is asked."""
-    batcher = Batcher(lambda phrases, tokens: [Encoding(np.zeros(2, np.float32))] * count, workers=1, limit=9, max_batch=max_batch)
+    batcher = Batcher(
+        lambda phrases, tokens: [Encoding(np.zeros(2, np.float32))] * count,
+        workers=1,
+        limit=9,
+        max_batch=max_batch,
+    )
     found = await answers([submit(batcher, "a"), submit(batcher, "b")])
-    assert kinds(found) == [Encoding if count == 1 else EncodeFailed] * 2  # one each, asked one by one, is right
+    assert (
+        kinds(found) == [Encoding if count == 1 else EncodeFailed] * 2
+    )  # one each, asked one by one, is right
     await batcher.close()
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), MemoryError(), RecursionError(), TimeoutError()], ids=repr)
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), MemoryError(), RecursionError(), TimeoutError()], ids=repr
+)
 async def test_batcher_worker_survives(error: Exception) -> None:
     def encode(phrases: Sequence[str], tokens: bool) -> list[Encoding]:
         if "bad" in phrases:

@@ -35,7 +35,9 @@ def bare(number: float) -> Encoding:
 
 
 def full(number: float) -> Encoding:
-    return Encoding(np.array([number, 0], np.float32), np.array([[number]], np.float32), np.array([[0, 1]], np.int32))
+    return Encoding(
+        np.array([number, 0], np.float32), np.array([[number]], np.float32), np.array([[0, 1]], np.int32)
+    )
 
 
 class Model:
@@ -79,7 +81,13 @@ def cache_of(
     redis: RedisTier | None = None,
 ) -> EncodingCache:
     return EncodingCache(
-        fingerprint, dim=DIM, token_dim=TOKEN_DIM, cold=cold, lru=lru or Lru(2**20), redis=redis, batcher=batcher
+        fingerprint,
+        dim=DIM,
+        token_dim=TOKEN_DIM,
+        cold=cold,
+        lru=lru or Lru(2**20),
+        redis=redis,
+        batcher=batcher,
     )
 
 
@@ -101,7 +109,9 @@ async def held(batcher: Batcher, model: Model) -> asyncio.Future[Encoding]:
     return ticket.future
 
 
-async def settled(*tasks: asyncio.Task[tuple[Encoding, Source]]) -> list[tuple[Encoding, Source] | BaseException]:
+async def settled(
+    *tasks: asyncio.Task[tuple[Encoding, Source]],
+) -> list[tuple[Encoding, Source] | BaseException]:
     return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
 
 
@@ -124,7 +134,9 @@ def test_cache_lru_weighs_arrays_and_overhead() -> None:
     assert lru.nbytes == 2 * ENTRY + 4 * TOKEN_DIM + 8
 
 
-@pytest.mark.parametrize(("budget", "kept"), [(0, 0), (ENTRY - 1, 0), (ENTRY, 1), (3 * ENTRY - 1, 2), (3 * ENTRY, 3)])
+@pytest.mark.parametrize(
+    ("budget", "kept"), [(0, 0), (ENTRY - 1, 0), (ENTRY, 1), (3 * ENTRY - 1, 2), (3 * ENTRY, 3)]
+)
 def test_cache_lru_stays_within_its_budget(budget: int, kept: int) -> None:
     lru = Lru(budget)
     for i in range(10):
@@ -184,7 +196,9 @@ async def test_cache_asks_the_model_once_and_then_itself(batcher: Batcher, model
     assert model.asked == ["x"]
 
 
-async def test_cache_takes_the_cold_table_before_the_model(batcher: Batcher, model: Model, tmp_path: Path) -> None:
+async def test_cache_takes_the_cold_table_before_the_model(
+    batcher: Batcher, model: Model, tmp_path: Path
+) -> None:
     cache = cache_of(batcher, cold=table(tmp_path, "x", full(7)))
     assert number(await cache.encode("x", tokens=True, deadline=FAR)) == (7, Source.COLD)
     assert model.asked == []
@@ -204,7 +218,9 @@ async def redis(redis_server: RedisServer) -> AsyncIterator[RedisTier]:
     await tier.close()
 
 
-async def from_redis(batcher: Batcher, redis: RedisTier, *, tokens: bool) -> tuple[EncodingCache, tuple[Encoding, Source]]:
+async def from_redis(
+    batcher: Batcher, redis: RedisTier, *, tokens: bool
+) -> tuple[EncodingCache, tuple[Encoding, Source]]:
     """What Redis answers a cache with nothing in memory, and that cache.
 
     On a busy machine Redis may miss its 20 ms, which is a miss by design: then ask again.
@@ -240,7 +256,9 @@ async def test_cache_without_redis_goes_on(batcher: Batcher, redis_server: Redis
     await tier.close()
 
 
-async def test_cache_memory_without_tokens_misses_where_they_are_needed(batcher: Batcher, model: Model) -> None:
+async def test_cache_memory_without_tokens_misses_where_they_are_needed(
+    batcher: Batcher, model: Model
+) -> None:
     cache = cache_of(batcher)
     assert number(await cache.encode("x", tokens=False, deadline=FAR)) == (1, Source.MODEL)
     assert number(await cache.encode("x", tokens=False, deadline=FAR)) == (1, Source.LRU)  # the control
@@ -249,13 +267,17 @@ async def test_cache_memory_without_tokens_misses_where_they_are_needed(batcher:
     assert found[0].tokens is not None
 
 
-async def test_cache_cold_without_tokens_misses_where_they_are_needed(batcher: Batcher, tmp_path: Path) -> None:
+async def test_cache_cold_without_tokens_misses_where_they_are_needed(
+    batcher: Batcher, tmp_path: Path
+) -> None:
     cache = cache_of(batcher, cold=table(tmp_path, "x", bare(7)))
     assert number(await cache.encode("x", tokens=False, deadline=FAR)) == (7, Source.COLD)  # the control
     assert number(await cache.encode("x", tokens=True, deadline=FAR)) == (1, Source.MODEL)
 
 
-async def test_cache_redis_without_tokens_misses_where_they_are_needed(batcher: Batcher, redis: RedisTier) -> None:
+async def test_cache_redis_without_tokens_misses_where_they_are_needed(
+    batcher: Batcher, redis: RedisTier
+) -> None:
     await from_redis(batcher, redis, tokens=False)  # the control
     found = await cache_of(batcher, redis=redis).encode("x", tokens=True, deadline=FAR)
     assert found[1] is Source.MODEL
@@ -284,7 +306,11 @@ async def test_cache_of_another_fingerprint_never_hits(
     await from_redis(batcher, redis, tokens=True)
     asked = len(model.asked)
     theirs = cache_of(
-        batcher, fingerprint=THEIRS, lru=lru, redis=redis, cold=table(tmp_path, "x", full(7), fingerprint=MINE)
+        batcher,
+        fingerprint=THEIRS,
+        lru=lru,
+        redis=redis,
+        cold=table(tmp_path, "x", full(7), fingerprint=MINE),
     )
     assert theirs.near("x", tokens=True) is None
     assert number(await theirs.encode("x", tokens=True, deadline=FAR)) == (asked + 1, Source.MODEL)
@@ -357,7 +383,9 @@ async def test_cache_cancelling_all_cancels_the_work(batcher: Batcher, model: Mo
     assert batcher.dropped == 1
 
 
-async def test_cache_a_caller_who_comes_as_the_last_one_leaves_is_served(batcher: Batcher, model: Model) -> None:
+async def test_cache_a_caller_who_comes_as_the_last_one_leaves_is_served(
+    batcher: Batcher, model: Model
+) -> None:
     """The flight is being cancelled and has not landed yet: nobody may board it."""
     before = await held(batcher, model)
     cache = cache_of(batcher)
@@ -374,7 +402,9 @@ async def test_cache_a_caller_who_comes_as_the_last_one_leaves_is_served(batcher
     await before
 
 
-async def test_cache_a_flight_that_was_left_does_not_end_its_successor(batcher: Batcher, model: Model) -> None:
+async def test_cache_a_flight_that_was_left_does_not_end_its_successor(
+    batcher: Batcher, model: Model
+) -> None:
     """While the successor flies, callers still share it."""
     before = await held(batcher, model)
     cache = cache_of(batcher)
@@ -449,7 +479,9 @@ async def test_cache_hits_need_no_model(batcher: Batcher, tmp_path: Path) -> Non
     assert number(await cache.encode("x", tokens=True, deadline=FAR)) == (7, Source.COLD)
 
 
-async def test_cache_same_phrase_with_and_without_tokens_keeps_the_tokens(batcher: Batcher, model: Model) -> None:
+async def test_cache_same_phrase_with_and_without_tokens_keeps_the_tokens(
+    batcher: Batcher, model: Model
+) -> None:
     """Both fly at once; the bare answer comes last and must not cost the next caller another run."""
     cache = cache_of(batcher)
     await asyncio.gather(*(cache.encode("x", tokens=tokens, deadline=FAR) for tokens in (True, False)))

@@ -38,7 +38,9 @@ def read(folder: Path) -> tuple[NDArray[np.float16], dict[str, str]]:
 
 
 def rewrite(folder: Path, vectors: NDArray[np.generic], metadata: Mapping[str, str] | None) -> None:
-    save_file({"vectors": vectors}, folder / canaries.FILE, metadata=None if metadata is None else dict(metadata))
+    save_file(
+        {"vectors": vectors}, folder / canaries.FILE, metadata=None if metadata is None else dict(metadata)
+    )
 
 
 def test_canaries_accept_the_vectorizer_they_were_made_with(folder: Path, vectorizer: Vectorizer) -> None:
@@ -46,12 +48,16 @@ def test_canaries_accept_the_vectorizer_they_were_made_with(folder: Path, vector
 
 
 def test_canaries_refuse_another_vectorizer_of_the_same_width(folder: Path, other: Vectorizer) -> None:
-    with pytest.raises(EngineRefused, match=r"head intent: found canaries that moved \(cosine -?0") as refused:
+    with pytest.raises(
+        EngineRefused, match=r"head intent: found canaries that moved \(cosine -?0"
+    ) as refused:
         canaries.check("head intent", folder, other)
     assert refused.value.part == "head intent"
 
 
-def test_canaries_refuse_a_forged_fingerprint(folder: Path, vectorizer: Vectorizer, other: Vectorizer) -> None:
+def test_canaries_refuse_a_forged_fingerprint(
+    folder: Path, vectorizer: Vectorizer, other: Vectorizer
+) -> None:
     vectors, metadata = read(folder)
     rewrite(folder, vectors, metadata | {"vectorizer": other.fingerprint})
     assert canaries.made_for(folder) == other.fingerprint
@@ -132,9 +138,13 @@ def other_tensor(folder: Path) -> None:
         pytest.param(other_tensor, "no readable", id="no-vectors"),
         pytest.param(metadata_of(phrases="["), "no readable", id="phrases-no-json"),
         pytest.param(metadata_of(phrases="64"), "no readable", id="phrases-a-number"),
-        pytest.param(metadata_of(phrases=json.dumps([1] * 64)), "canaries that moved", id="phrases-of-numbers"),
+        pytest.param(
+            metadata_of(phrases=json.dumps([1] * 64)), "canaries that moved", id="phrases-of-numbers"
+        ),
         pytest.param(metadata_of(phrases="[]"), r"canary vectors of shape \(64, 8\)", id="no-phrases"),
-        pytest.param(metadata_of(phrases='["yes"]'), r"canary vectors of shape \(64, 8\)", id="fewer-phrases"),
+        pytest.param(
+            metadata_of(phrases='["yes"]'), r"canary vectors of shape \(64, 8\)", id="fewer-phrases"
+        ),
         pytest.param(vectors_of(lambda v: v[:-1]), r"canary vectors of shape \(63, 8\)", id="fewer-vectors"),
         pytest.param(vectors_of(lambda v: v[:, 0]), r"canary vectors of shape \(64,\)", id="flat"),
         pytest.param(vectors_of(lambda v: v * np.float16("nan")), "canaries that moved", id="nan"),

@@ -193,7 +193,9 @@ def test_cold_record_of_another_width_is_a_miss(folder: Path, vectorizer: Vector
     assert ColdTable(folder).get(record.key(vectorizer.fingerprint, "hello")) is None
 
 
-def test_cold_tables_of_one_folder_share_nothing_that_changes(folder: Path, vectorizer: Vectorizer, tmp_path: Path) -> None:
+def test_cold_tables_of_one_folder_share_nothing_that_changes(
+    folder: Path, vectorizer: Vectorizer, tmp_path: Path
+) -> None:
     """An answer stays what it was when its table, and the files below it, are gone: nothing maps the record itself."""
     table = ColdTable(folder)
     found = table.get(record.key(vectorizer.fingerprint, "hello"))

@@ -19,13 +19,15 @@ from tests.tiny import Made
 JSON_KEYS = {"phrase", "annotations", "replies", "versions", "timings_ns", "source", "hypothesis"}
 
 
-def nlu(*arguments: str, cwd: Path, ok: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+def nlu(
+    *arguments: str, cwd: Path, ok: bool = True, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own, in a folder where nothing lies about."""
     import os
 
     clean = {name: value for name, value in os.environ.items() if not name.startswith("NLU_")}
     done = subprocess.run(
-        [sys.executable, "-m", "nlu", *arguments], capture_output=True, text=True, cwd=cwd, env=clean | env, timeout=60
+        [sys.executable, "-m", "nlu", *arguments], capture_output=True, text=True, cwd=cwd, env=clean | (env or {}), timeout=60
     )  # fmt: skip
     assert (done.returncode == 0) is ok, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -118,7 +120,7 @@ def test_main_errors_are_clear_lines(
     said = [target if argument == "TARGET" else argument for argument in arguments]
     if said[0] == "cache":
         said += ["--bundle", str(tmp_path)]
-    done = nlu(*said, cwd=tmp_path, ok=False, COLUMNS="400")
+    done = nlu(*said, cwd=tmp_path, ok=False, env={"COLUMNS": "400"})
     for word in words:
         assert word in done.stderr
 
@@ -157,7 +159,7 @@ def test_doctor_tells_health_and_sickness(tiny: Made, tmp_path: Path) -> None:
 def test_doctor_survives_an_absent_redis_and_store(tiny: Made, tmp_path: Path) -> None:
     done = nlu(
         "doctor", "--bundle", str(tiny.bundle.path), "--json", cwd=tmp_path, ok=False,
-        NLU_REDIS="redis://127.0.0.1:1/0", NLU_STORE=str(tmp_path / "store"),
+        env={"NLU_REDIS": "redis://127.0.0.1:1/0", "NLU_STORE": str(tmp_path / "store")},
     )  # fmt: skip
     findings = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
     assert findings["redis"]["state"] == "note"
@@ -171,20 +173,30 @@ def test_bundle_commands_build_sign_publish_pull_and_diff(tiny: Made, tmp_path: 
     build = ("bundle", "build", parts, "--channel", "prod", "--sign", "key.pem")
     nlu(*build, "--out", "one", "--seq", "1", cwd=tmp_path)
     trust = {"NLU_KEYRING": str(tmp_path / "trusted.json"), "NLU_REQUIRE_SIGNATURE": "1"}
-    nlu("bundle", "verify", "one", cwd=tmp_path, **trust)
-    nlu("bundle", "publish", "one", "store", cwd=tmp_path, **trust)
+    nlu("bundle", "verify", "one", cwd=tmp_path, env=trust)
+    nlu("bundle", "publish", "one", "store", cwd=tmp_path, env=trust)
     pulled = nlu(
-        "bundle", "pull", "store", "pod", "--channel", "prod", cwd=tmp_path, COLUMNS="400", **trust
+        "bundle", "pull", "store", "pod", "--channel", "prod", cwd=tmp_path, env=trust | {"COLUMNS": "400"}
     ).stdout
     assert "channel prod, seq 1" in pulled
     (tmp_path / "more.txt").write_text("hello there\nstop it\n\n?!\n")
-    nlu("cache", "build", "more.txt", "--out", "parts/cold.phrases", "--bundle", "one", cwd=tmp_path, **trust)
+    nlu(
+        "cache",
+        "build",
+        "more.txt",
+        "--out",
+        "parts/cold.phrases",
+        "--bundle",
+        "one",
+        cwd=tmp_path,
+        env=trust,
+    )
     nlu(*build, "--out", "two", "--seq", "2", cwd=tmp_path)
     changes = json.loads(nlu("bundle", "diff", "one", "two", "--json", cwd=tmp_path).stdout)["changes"]
     assert [change["part"] for change in changes if change["what"] != "same"] == ["cold.phrases"]
     tampered = tmp_path / "two" / "manifest.json"
     tampered.write_text(tampered.read_text().replace('"seq":2', '"seq":3').replace('"seq": 2', '"seq": 3'))
-    assert "signature" in nlu("bundle", "verify", "two", cwd=tmp_path, ok=False, **trust).stderr
+    assert "signature" in nlu("bundle", "verify", "two", cwd=tmp_path, ok=False, env=trust).stderr
 
 
 def test_serve_says_why_it_cannot_start(tiny: Made, target: str, tmp_path: Path) -> None:
@@ -200,7 +212,7 @@ def test_serve_says_why_it_cannot_start(tiny: Made, target: str, tmp_path: Path)
         "0",
         cwd=tmp_path,
         ok=False,
-        NLU_REQUIRE_SIGNATURE="1",
+        env={"NLU_REQUIRE_SIGNATURE": "1"},
     )
     assert "NLU_KEYRING" in unsigned.stderr
 

@@ -18,7 +18,9 @@ FILLERS = "\u034f\u115f\u1160\u17b4\u180b\u3164\uffa0"
 MARKS = "\u0300\u0301\u0307\u0308\u0323\u0327\u0338\u0344\u0345\u05b4\u0651\u093c\u094d\u0b3e\u1ab0\u20e3\u3099\uff9e\uff9f"
 LETTERS = "aAeEisSzÅåЁёЕеЙйßẞİıſŉΐΣςϐᾳªﬁﬃﬀᏘꭰⱢᲀK½²①㎏℀ﷺﷲשאשّﻼﻻतकஔがカｶﾊハ한하한ﾾￂ漢㋀𝒳Ａａếǖ"
 SYMBOLS = "´¨͵;·!?-_'…“¿。<≠=+$€👍🏽👩🚀❤☀1２٣"
-hostile = st.text(alphabet=st.sampled_from(WHITESPACE + INVISIBLE + FILLERS + MARKS + LETTERS + SYMBOLS), max_size=24)
+hostile = st.text(
+    alphabet=st.sampled_from(WHITESPACE + INVISIBLE + FILLERS + MARKS + LETTERS + SYMBOLS), max_size=24
+)
 texts = st.one_of(hostile, st.text(max_size=24))
 thorough = settings(deadline=None, derandomize=True, max_examples=400)
 
@@ -185,7 +187,9 @@ def test_normalizer_maps_a_span_back(text: str, part: str, original: str) -> Non
     ids=ascii,
 )  # fmt: skip
 def test_normalizer_refuses_what_has_no_word(text: str) -> None:
-    with pytest.raises(InvalidInput, match="found nothing but spaces, punctuation or invisible characters") as refused:
+    with pytest.raises(
+        InvalidInput, match="found nothing but spaces, punctuation or invisible characters"
+    ) as refused:
         normalize(text)
     assert refused.value.field == "text"
     assert normalize(f"a {text}").text[0] == "a"  # the control: the same text beside a letter

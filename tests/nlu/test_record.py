@@ -73,7 +73,9 @@ def test_record_bytes_are_as_described() -> None:
     encoding = Encoding(
         np.array([1.0, -2.0], np.float32), np.array([[0.5], [0.25]], np.float32), np.array([[0, 4], [5, 700]], np.int32)
     )  # fmt: skip
-    assert record.pack(encoding) == b"E1" + struct.pack("<3H 2e 2e 4H", 2, 1, 2, 1.0, -2.0, 0.5, 0.25, 0, 4, 5, 700)
+    assert record.pack(encoding) == b"E1" + struct.pack(
+        "<3H 2e 2e 4H", 2, 1, 2, 1.0, -2.0, 0.5, 0.25, 0, 4, 5, 700
+    )
 
 
 def test_record_without_tokens_says_so() -> None:
@@ -119,13 +121,21 @@ def test_record_never_raises_on_bytes(value: bytes) -> None:
 
 
 def test_record_key_is_blake2b_of_schema_fingerprint_and_phrase() -> None:
-    twin = hashlib.blake2b(b"chorus-encoding-1" + bytes.fromhex(FINGERPRINT) + "ёж".encode(), digest_size=32).digest()
+    twin = hashlib.blake2b(
+        b"chorus-encoding-1" + bytes.fromhex(FINGERPRINT) + "ёж".encode(), digest_size=32
+    ).digest()
     assert record.key(FINGERPRINT, "ёж") == twin
 
 
 @pytest.mark.parametrize(
     ("fingerprint", "phrase"),
-    [("0e" * 32, "stop"), (FINGERPRINT, "stop "), (FINGERPRINT, "Stop"), (FINGERPRINT, "stopp"), (FINGERPRINT, "")],
+    [
+        ("0e" * 32, "stop"),
+        (FINGERPRINT, "stop "),
+        (FINGERPRINT, "Stop"),
+        (FINGERPRINT, "stopp"),
+        (FINGERPRINT, ""),
+    ],
 )
 def test_record_key_differs_for(fingerprint: str, phrase: str) -> None:
     assert record.key(FINGERPRINT, "stop") == record.key(FINGERPRINT, "stop")

@@ -71,7 +71,9 @@ async def answered(tier: RedisTier, phrase_key: bytes = HELLO, *, dim: int = DIM
     raise AssertionError("Redis never answered")
 
 
-async def stored(tier: RedisTier, client: redis.Redis, encoding: Encoding, phrase_key: bytes = HELLO) -> bytes:
+async def stored(
+    tier: RedisTier, client: redis.Redis, encoding: Encoding, phrase_key: bytes = HELLO
+) -> bytes:
     """Write through the tier, again where the 20 ms were missed; the bytes that Redis then holds."""
     for _ in range(200):
         tier.breaker.succeeded()
@@ -96,7 +98,9 @@ def assert_same(found: Encoding | None, expected: Encoding) -> None:
 
 
 @pytest.mark.parametrize("encoding", [FULL, BARE], ids=["full", "bare"])
-async def test_redis_tier_round_trip_is_bit_for_bit(tier: RedisTier, client: redis.Redis, encoding: Encoding) -> None:
+async def test_redis_tier_round_trip_is_bit_for_bit(
+    tier: RedisTier, client: redis.Redis, encoding: Encoding
+) -> None:
     await stored(tier, client, encoding)
     assert_same(await answered(tier), encoding)
     assert tier.rejected == 0
@@ -122,7 +126,9 @@ async def test_redis_tier_values_expire_in_about_a_day(tier: RedisTier, client: 
     assert client.ttl(name(HELLO)) == pytest.approx(24 * 3600, rel=0.11)
 
 
-async def test_redis_tier_close_finishes_what_it_was_writing(redis_server: RedisServer, client: redis.Redis) -> None:
+async def test_redis_tier_close_finishes_what_it_was_writing(
+    redis_server: RedisServer, client: redis.Redis
+) -> None:
     for _ in range(100):
         tier = RedisTier(redis_server.url)
         tier.put(HELLO, FULL)
@@ -168,7 +174,9 @@ def resealed(secret: bytes) -> Callable[[bytes], bytes]:
         pytest.param(resealed(b""), id="no-secret"),
     ],
 )
-async def test_redis_tier_rejects(tier: RedisTier, client: redis.Redis, harm: Callable[[bytes], bytes]) -> None:
+async def test_redis_tier_rejects(
+    tier: RedisTier, client: redis.Redis, harm: Callable[[bytes], bytes]
+) -> None:
     value = await stored(tier, client, FULL)
     assert_same(await answered(tier), FULL)  # the control: unharmed it is accepted
     client.set(name(HELLO), harm(value))
@@ -189,7 +197,9 @@ async def test_redis_tier_rejects_another_width(tier: RedisTier, client: redis.R
     assert tier.rejected == 1
 
 
-async def test_redis_tier_resealed_with_its_own_secret_is_accepted(tier: RedisTier, client: redis.Redis) -> None:
+async def test_redis_tier_resealed_with_its_own_secret_is_accepted(
+    tier: RedisTier, client: redis.Redis
+) -> None:
     """The control of the two above that seal with another."""
     client.set(name(HELLO), resealed(SECRET)(b""))
     assert_same(await answered(tier), FULL)
@@ -243,7 +253,9 @@ async def test_redis_tier_drops_writes_when_too_many_are_under_way(tier: RedisTi
     assert tier.dropped == 100 - 64
 
 
-async def test_redis_tier_drops_writes_while_the_breaker_is_open(tier: RedisTier, client: redis.Redis) -> None:
+async def test_redis_tier_drops_writes_while_the_breaker_is_open(
+    tier: RedisTier, client: redis.Redis
+) -> None:
     for _ in range(5):
         tier.breaker.failed()
     tier.put(HELLO, BARE)
@@ -253,7 +265,9 @@ async def test_redis_tier_drops_writes_while_the_breaker_is_open(tier: RedisTier
 
 
 @pytest.mark.parametrize(("words", "dropped"), [(1000, 0), (10_000, 1)])
-async def test_redis_tier_drops_a_write_it_would_never_read(tier: RedisTier, words: int, dropped: int) -> None:
+async def test_redis_tier_drops_a_write_it_would_never_read(
+    tier: RedisTier, words: int, dropped: int
+) -> None:
     huge = Encoding(BARE.sentence, np.zeros((words, TOKEN_DIM), np.float32), np.zeros((words, 2), np.int32))
     tier.put(HELLO, huge)
     assert tier.dropped == dropped
@@ -317,7 +331,9 @@ async def test_redis_tier_survives_a_frozen_server(
     assert_same(await answered(tier), FULL)  # no late answer to an earlier question is taken for this one's
 
 
-async def test_redis_tier_frozen_server_does_not_hold_up_writers(tier: RedisTier, redis_server: RedisServer) -> None:
+async def test_redis_tier_frozen_server_does_not_hold_up_writers(
+    tier: RedisTier, redis_server: RedisServer
+) -> None:
     redis_server.process.send_signal(signal.SIGSTOP)
     try:
         for i in range(10):
@@ -337,7 +353,9 @@ async def test_redis_tier_absent_server_is_a_miss(redis_server: RedisServer) -> 
     assert tier.errors == 2
 
 
-async def test_redis_tier_a_caller_may_be_cancelled(tier: RedisTier, redis_server: RedisServer, client: redis.Redis) -> None:
+async def test_redis_tier_a_caller_may_be_cancelled(
+    tier: RedisTier, redis_server: RedisServer, client: redis.Redis
+) -> None:
     """The connection it used is not handed on with an answer still to come."""
     await stored(tier, client, FULL)
     await stored(tier, client, BARE, OTHER)

@@ -22,7 +22,16 @@ from nlu.normalizer import RULES_VERSION
 from nlu.vectorizer import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE, Vectorizer, fingerprint
 from tests.tiny import make_vectorizer
 
-PHRASES = ("stop", "turn the lights on", "it's ok", "поставь будильник на 7:30", "a", "what?! no...", "ok " * 30 + "ok", "漢 fine")
+PHRASES = (
+    "stop",
+    "turn the lights on",
+    "it's ok",
+    "поставь будильник на 7:30",
+    "a",
+    "what?! no...",
+    "ok " * 30 + "ok",
+    "漢 fine",
+)
 HALF = 2.0**-10  # one step of a float16 just below 1
 
 
@@ -43,8 +52,7 @@ def pieces_of(folder: Path, phrase: str) -> list[tuple[tuple[int, int], list[int
     vocabulary: dict[str, int] = json.loads((folder / TOKENIZER_FILE).read_bytes())["model"]["vocab"]
     words = []
     for match in re.finditer(r"[^\W_]+|[^\w\s]|_", phrase):
-        first, *others = match[0]
-        names = [first, *(f"##{other}" for other in others)]
+        names = [character if i == 0 else f"##{character}" for i, character in enumerate(match[0])]
         known = all(name in vocabulary for name in names)
         words.append((match.span(), [vocabulary[name] for name in names] if known else [vocabulary["[UNK]"]]))
     return words
@@ -52,7 +60,9 @@ def pieces_of(folder: Path, phrase: str) -> list[tuple[tuple[int, int], list[int
 
 def table_of(folder: Path) -> NDArray[np.float32]:
     graph = onnx.load(folder / MODEL_FILE).graph
-    return np.asarray(next(numpy_helper.to_array(array) for array in graph.initializer if array.name == "table"))
+    return np.asarray(
+        next(numpy_helper.to_array(array) for array in graph.initializer if array.name == "table")
+    )
 
 
 def rounded(vector: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -94,7 +104,9 @@ def test_vectorizer_encodes_alone_as_in_a_crowd(vectorizer: Vectorizer, phrase: 
 def test_vectorizer_encodes_from_many_threads_as_from_one(vectorizer: Vectorizer) -> None:
     expected = [bits(encoding) for encoding in vectorizer.encode(PHRASES)]
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda _: [bits(encoding) for encoding in vectorizer.encode(PHRASES)], range(20)))
+        answers = list(
+            pool.map(lambda _: [bits(encoding) for encoding in vectorizer.encode(PHRASES)], range(20))
+        )
     assert answers == [expected] * 20
 
 
@@ -114,6 +126,7 @@ def test_vectorizer_padded_batches_agree_with_alone(
     monkeypatch.setattr(module, "_GPU_TOKEN_BUDGET", budget)
     for found, alone in zip(padded.encode(PHRASES), vectorizer.encode(PHRASES), strict=True):
         assert found.tokens is not None
+        assert alone.tokens is not None
         assert found.offsets is not None
         np.testing.assert_allclose(found.sentence, alone.sentence, atol=HALF)
         np.testing.assert_allclose(found.tokens, alone.tokens, rtol=HALF, atol=1e-6)
@@ -200,7 +213,9 @@ def test_vectorizer_fingerprint_changes_with(folder: Path, change: Callable[[Pat
     assert fingerprint(folder) != before
 
 
-def test_vectorizer_fingerprint_changes_with_the_normalizer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vectorizer_fingerprint_changes_with_the_normalizer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = fingerprint(folder)
     monkeypatch.setattr(module, "RULES_VERSION", RULES_VERSION + 1)
     respec(normalizer=RULES_VERSION + 1)(folder)
@@ -258,7 +273,9 @@ def rename_output(model: onnx.ModelProto) -> None:
     next(node for node in model.graph.node if node.output[0] == "sentence").output[0] = "pooled"
 
 
-def retable(change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Callable[[onnx.ModelProto], None]:
+def retable(
+    change: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+) -> Callable[[onnx.ModelProto], None]:
     def harm(model: onnx.ModelProto) -> None:
         array = next(array for array in model.graph.initializer if array.name == "table")
         array.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(array)), "table"))
@@ -274,7 +291,9 @@ def no_unit_length(model: onnx.ModelProto) -> None:
 
 def externalize(folder: Path) -> None:
     model = onnx.load(folder / MODEL_FILE)
-    onnx.save(model, str(folder / MODEL_FILE), save_as_external_data=True, location="weights.bin", size_threshold=0)
+    onnx.save(
+        model, str(folder / MODEL_FILE), save_as_external_data=True, location="weights.bin", size_threshold=0
+    )
 
 
 @pytest.mark.parametrize(
