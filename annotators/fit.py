@@ -7,6 +7,7 @@ scores, fit once more on everything, keep golden phrases. Nothing here ever sees
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -147,7 +148,7 @@ def make_anchors(
 
     With one phrase a label there is nothing to leave out, and the defaults stand.
     """
-    names, targets = _targets(labels)
+    names, targets = _targets(labels, at_least=1)
     order = np.argsort(targets, kind="stable")
     anchors, owner = vectors[order], targets[order]
     cosines = anchors @ anchors.T
@@ -339,9 +340,21 @@ def _golden_spans(head: TokenHead, phrases: Sequence[TaggedEncoding]) -> tuple[G
     return tuple(golden[:GOLDEN])
 
 
-def _targets(labels: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    names = tuple(sorted(set(labels)))
-    return names, np.array([names.index(label) for label in labels], np.int64)
+def _targets(labels: Sequence[str], *, at_least: int = 2) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Label names and each row's number; raises ValueError where there is too little to learn a label from."""
+    counts = Counter(labels)
+    names = tuple(sorted(counts))
+    if len(names) < 2 <= at_least:
+        raise ValueError(
+            f"labels: found {len(names)} distinct, expected at least 2; add phrases of another label"
+        )
+    rarest = min(names, key=counts.__getitem__)
+    if counts[rarest] < at_least:
+        raise ValueError(
+            f"label {rarest!r}: found {counts[rarest]} phrase, expected at least {at_least}; add phrases or drop the label"
+        )
+    number = {name: i for i, name in enumerate(names)}
+    return names, np.array([number[label] for label in labels], np.int64)
 
 
 def _spec(

@@ -157,30 +157,37 @@ class Fleet:
                     spec.kind,
                     Status.OK,
                     labels=ranking(spec, mixed[mine], mixed_raw[mine], top=TOP_LABELS),
-                    disagreement=0.0 if weights is None else _disagreement(scores[:, mine], weights),
+                    disagreement=0.0
+                    if weights is None
+                    else _disagreement(scores[:, mine], weights, exclusive=spec.exclusive),
                     version=head.version,
                 )
             )
         return answers
 
 
-def _disagreement(scores: NDArray[np.float32], weights: NDArray[np.float32]) -> float:
-    """Jensen-Shannon divergence of the hypotheses' answers over its largest possible value, the entropy of the weights.
+def _disagreement(scores: NDArray[np.float32], weights: NDArray[np.float32], *, exclusive: bool) -> float:
+    """Jensen-Shannon divergence of the hypotheses' answers [hypotheses, labels] over its largest possible value, the
+    entropy of the weights (Lin 1991): 0 where every hypothesis says the same, 1 where each says something else.
 
-    0 where every hypothesis says the same, 1 where each says something else (Lin 1991).
+    Labels that do not exclude each other are yes-or-no answers each; the head disagrees as much as its worst label.
     """
-    possible = _entropy(weights)
+    possible = float(_entropy(weights))
     if possible < 1e-6:
         return 0.0
-    spread = _entropy(weights @ scores) - float(
-        weights @ np.array([_entropy(row) for row in scores], np.float32)
-    )
-    return min(1.0, max(0.0, spread / possible))
+    answers = (
+        scores[:, None, :] if exclusive else np.stack([scores, 1 - scores], axis=-1)
+    )  # [.., questions, options]
+    mixed = np.tensordot(weights, answers, axes=1)  # [questions, options]
+    spread = _entropy(mixed) - weights @ _entropy(answers)
+    return min(1.0, max(0.0, float(spread.max()) / possible))
 
 
-def _entropy(distribution: NDArray[np.float32]) -> float:
-    positive = distribution[distribution > 0]
-    return float(-(positive * np.log(positive)).sum())
+def _entropy(distributions: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Along the last axis, in nats."""
+    terms = distributions * np.log(np.where(distributions > 0, distributions, 1))
+    result: NDArray[np.float32] = -terms.sum(axis=-1)
+    return result
 
 
 def _guarded(head: Annotator, heard: Heard) -> Annotation:

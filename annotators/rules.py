@@ -9,12 +9,26 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from annotators.annotator import Annotation, Heard, Label, Span, Status
 from annotators.head import HeadInvalid, Spec, expect_shapes, read, write
 
 _EDGES = " .!?,"  # around a phrase these change nothing, neither in the list nor in what was said
+
+
+class Rule(BaseModel):
+    """One entry of params.rules."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: str = ""
+    phrases: tuple[str, ...] = ()
+    pattern: str | None = None
+
+
+_RULES = TypeAdapter(tuple[Rule, ...])
 
 
 @dataclass(frozen=True)
@@ -29,29 +43,43 @@ class RulesHead:
     def __post_init__(self) -> None:
         phrases: dict[str, str] = {}
         patterns: list[tuple[str, re.Pattern[str]]] = []
-        for rule in self.spec.params.get("rules", ()):
-            label = rule.get("label")
-            if label not in self.spec.labels:
+        for rule in self._rules():
+            if rule.label not in self.spec.labels:
                 raise HeadInvalid(
-                    self.spec.name, found=f"a rule for label {label!r}", expected="one of the head's labels"
+                    self.spec.name,
+                    found=f"a rule for label {rule.label!r}",
+                    expected="one of the head's labels",
                 )
-            for phrase in rule.get("phrases", ()):
-                if phrases.setdefault(phrase.strip(_EDGES), label) != label:
+            for phrase in rule.phrases:
+                if phrases.setdefault(phrase.strip(_EDGES), rule.label) != rule.label:
                     raise HeadInvalid(
                         self.spec.name, found=f"{phrase!r} under two labels", expected="one label a phrase"
                     )
-            if "pattern" in rule:
-                patterns.append((label, self._compile(rule)))
+            if rule.pattern is not None:
+                patterns.append((rule.label, self._compile(rule.pattern)))
         object.__setattr__(self, "phrases", phrases)
         object.__setattr__(self, "patterns", tuple(patterns))
 
-    def _compile(self, rule: dict[str, Any]) -> re.Pattern[str]:
+    def _rules(self) -> tuple[Rule, ...]:
         try:
-            return re.compile(rule["pattern"])
+            return _RULES.validate_python(self.spec.params.get("rules", ()))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(["params.rules", *map(str, first["loc"])])
+            raise HeadInvalid(
+                self.spec.name,
+                found=f"{where}: {first['msg']}",
+                expected="rules of a label with phrases or a pattern",
+                remedy="mend the rule",
+            ) from error
+
+    def _compile(self, pattern: str) -> re.Pattern[str]:
+        try:
+            return re.compile(pattern)
         except re.error as error:
             raise HeadInvalid(
                 self.spec.name,
-                found=f"pattern {rule['pattern']!r}: {error}",
+                found=f"pattern {pattern!r}: {error}",
                 expected="a regular expression",
                 remedy="mend the rule",
             ) from error

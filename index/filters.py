@@ -54,10 +54,14 @@ class Filters:
         allowed = self._remembered(
             _lookup("persona", self._persona_bits, persona),
             _lookup("surface", self._surface_bits, surface),
-            bisect_right(self._boundaries, micros(as_of)),
+            self.moment(as_of),
         )
         avoided = [row for reply_id in avoid for row in self._items.rows_of(reply_id)]
         return self._without(allowed, avoided) if avoided else allowed
+
+    def moment(self, as_of: datetime) -> int:
+        """How many of the instants at which validity changes have passed; `ValueError` for a naive clock."""
+        return bisect_right(self._boundaries, micros(as_of))
 
     def _compute(self, persona: int, surface: int, interval: int) -> Allowed:
         items = self._items

@@ -57,6 +57,10 @@ class Replies:
         """Rows, not replies."""
         return len(self.items)
 
+    def moment(self, as_of: datetime) -> int:
+        """A number for the stretch of time around `as_of` in which the same replies are valid."""
+        return self.filters.moment(as_of)
+
     def search(
         self,
         vector: NDArray[np.float32],
@@ -96,7 +100,9 @@ class Replies:
             while after < len(vectors) and scores[after] == scores[first]:
                 after += 1
             if after > first + 1:  # vectors that tie answer as one
-                rows = items.ordered([row for vector in vectors[first:after] for row in items.pairs_of(vector)])
+                rows = items.ordered(
+                    [row for vector in vectors[first:after] for row in items.pairs_of(vector)]
+                )
             for row in rows:
                 if may_say[row] and items.ids[row] not in best:
                     best[items.ids[row]] = Hit(items.reply(row), scores[first], row)

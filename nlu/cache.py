@@ -6,49 +6,17 @@ What is cached are Encodings, not answers, keyed by the vectorizer's fingerprint
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from dataclasses import dataclass
 
 from annotators.annotator import Encoding
 from nlu.batcher import Batcher, Ticket
 from nlu.cold import ColdTable
+from nlu.lru import Lru
 from nlu.record import key
 from nlu.redis_tier import RedisTier
 from nlu.types import Source
 
 _ENTRY_OVERHEAD = 500  # bytes of Python objects around an entry's arrays, measured
-
-
-class Lru:
-    """Least recently used Encodings under a byte budget. Only the event loop touches it."""
-
-    def __init__(self, budget: int) -> None:
-        self._budget = budget
-        self._entries: OrderedDict[bytes, Encoding] = OrderedDict()
-        self.nbytes = 0
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, phrase_key: bytes) -> Encoding | None:
-        """The Encoding under a key, which becomes the most recent."""
-        encoding = self._entries.get(phrase_key)
-        if encoding is not None:
-            self._entries.move_to_end(phrase_key)
-        return encoding
-
-    def put(self, phrase_key: bytes, encoding: Encoding) -> None:
-        """Keep an Encoding, dropping the least recent ones to stay within the budget."""
-        previous = self._entries.pop(phrase_key, None)
-        if previous is not None:
-            self.nbytes -= previous.nbytes + _ENTRY_OVERHEAD
-            if encoding.tokens is None:  # the same vectors, and maybe the tokens that another caller needs
-                encoding = previous
-        self._entries[phrase_key] = encoding
-        self.nbytes += encoding.nbytes + _ENTRY_OVERHEAD
-        while self.nbytes > self._budget and self._entries:
-            _, dropped = self._entries.popitem(last=False)
-            self.nbytes -= dropped.nbytes + _ENTRY_OVERHEAD
 
 
 @dataclass(slots=True, eq=False)
@@ -78,7 +46,7 @@ class EncodingCache:
         dim: int,
         token_dim: int,
         cold: ColdTable | None,
-        lru: Lru,
+        lru: Lru[Encoding],
         redis: RedisTier | None,
         batcher: Batcher,
     ) -> None:
@@ -137,11 +105,11 @@ class EncodingCache:
             if self._redis is not None:
                 encoding = await self._redis.get(phrase_key, dim=self._dim, token_dim=self._token_dim)
                 if encoding is not None and (encoding.tokens is not None or not tokens):
-                    self._lru.put(phrase_key, encoding)
+                    self._lru.put(phrase_key, encoding, encoding.nbytes + _ENTRY_OVERHEAD)
                     return encoding, Source.REDIS
             flight.ticket = self._batcher.submit(phrase, tokens=tokens, deadline=flight.deadline)
             encoding = await flight.ticket.future
-            self._lru.put(phrase_key, encoding)
+            self._lru.put(phrase_key, encoding, encoding.nbytes + _ENTRY_OVERHEAD)
             if self._redis is not None:
                 self._redis.put(phrase_key, encoding)
             return encoding, Source.MODEL

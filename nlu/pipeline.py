@@ -14,6 +14,7 @@ from nlu import metrics
 from nlu.cache import EncodingCache
 from nlu.engine import Engine
 from nlu.errors import InvalidInput
+from nlu.lru import Lru
 from nlu.normalizer import Phrase, normalize
 from nlu.types import Candidate, Reply, Source, Timings, Utterance
 
@@ -23,11 +24,21 @@ _INLINE_ROWS = 20_000  # an index beyond this is searched on a thread, so that i
 
 @dataclass(frozen=True)
 class Pipeline:
-    """An engine with its cache. A new bundle is a new Pipeline; a request keeps the one it began with."""
+    """An engine with its caches. A new bundle is a new Pipeline; a request keeps the one it began with.
+
+    `answers` are whole replies, kept by question. They are safe to keep because they die with the engine that gave
+    them; what outlives an engine, in Redis or a cold table, are Encodings only.
+    """
 
     engine: Engine
     cache: EncodingCache
+    answers: Lru[bytes]
+    keeps_answers: bool
     default_persona: str
+
+    def moment(self, as_of: datetime | None) -> int:
+        """A number for the stretch of time around `as_of` (None = now) in which the same replies are valid."""
+        return 0 if self.engine.replies is None else self.engine.replies.moment(as_of or datetime.now(UTC))
 
     async def understand(self, utterance: Utterance, *, deadline: float) -> Reply:
         """Answer one turn. `deadline` is in time.monotonic() seconds. Raises the errors of nlu/errors.py."""

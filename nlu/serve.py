@@ -14,10 +14,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from annotators.annotator import Encoding
 from nlu import loading, metrics
 from nlu.batcher import Batcher
-from nlu.cache import EncodingCache, Lru
+from nlu.cache import EncodingCache
 from nlu.engine import Engine
+from nlu.lru import Lru
 from nlu.pipeline import Pipeline
 from nlu.redis_tier import RedisTier
 from nlu.rpc import SERVER_OPTIONS, SERVICE, NluServicer
@@ -91,7 +93,8 @@ async def pipeline_of(engine: Engine, settings: Settings) -> AsyncIterator[Pipel
         limit=settings.queue,
         max_batch=vectorizer.max_batch,
     )
-    lru = Lru(settings.lru_bytes)
+    lru: Lru[Encoding] = Lru(settings.lru_bytes)
+    answers: Lru[bytes] = Lru(settings.answers_bytes)
     secret = settings.cache_secret.get_secret_value().encode()
     redis = RedisTier(settings.redis, secret=secret) if settings.redis else None
     _watch(batcher, lru, redis)
@@ -106,7 +109,7 @@ async def pipeline_of(engine: Engine, settings: Settings) -> AsyncIterator[Pipel
         batcher=batcher,
     )
     try:
-        yield Pipeline(engine, cache, settings.persona)
+        yield Pipeline(engine, cache, answers, settings.answers_bytes > 0, settings.persona)
     finally:
         await batcher.close()
         if redis is not None:
@@ -172,7 +175,7 @@ def _listen(server: grpc.aio.Server, address: str) -> int:
         ) from error
 
 
-def _watch(batcher: Batcher, lru: Lru, redis: RedisTier | None) -> None:
+def _watch(batcher: Batcher, lru: Lru[Encoding], redis: RedisTier | None) -> None:
     metrics.QUEUE.set_function(lambda: batcher.waiting)
     metrics.PHRASES.labels("computed").set_function(lambda: batcher.computed)
     metrics.PHRASES.labels("dropped").set_function(lambda: batcher.dropped)

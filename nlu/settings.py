@@ -29,6 +29,7 @@ class Settings(BaseSettings):
     redis: str = ""  # redis://host:6379/0; empty: no shared cache
     cache_secret: SecretStr = SecretStr("")  # authenticates values in a Redis that others can write to
     lru_bytes: int = Field(64 * 2**20, ge=0)  # about 10,000 phrases with token vectors
+    answers_bytes: int = Field(16 * 2**20, ge=0)  # about 6,000 whole answers; 0 computes every answer anew
 
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)  # threads of the vectorizer
     queue: int = Field(256, ge=1)  # phrases that may wait for the vectorizer; more only wait longer

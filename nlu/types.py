@@ -15,6 +15,7 @@ Role = Literal["user", "assistant"]
 class Source(Enum):
     """Where an Encoding came from, cheapest first."""
 
+    ANSWER = "answer"  # nothing was encoded: this engine had given the whole answer before
     COLD = "cold"
     LRU = "lru"
     REDIS = "redis"

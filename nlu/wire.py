@@ -43,6 +43,7 @@ _STATUSES = {
     Status.ERROR: pb.STATUS_ERROR,
 }
 _SOURCES = {
+    Source.ANSWER: pb.SOURCE_ANSWER,
     Source.COLD: pb.SOURCE_COLD,
     Source.LRU: pb.SOURCE_LRU,
     Source.REDIS: pb.SOURCE_REDIS,
@@ -90,12 +91,55 @@ def utterance(request: pb.UnderstandRequest) -> Utterance:
         locale=request.locale,
         persona=request.persona,
         surface=request.surface,
-        as_of=_clock(request) if request.HasField("as_of") else None,
+        as_of=clock(request),
         annotators=frozenset(request.annotators) if request.annotators else None,
         retrieval=_retrieval(request.retrieval),
         explain=request.explain,
         raw_scores=request.raw_scores,
     )
+
+
+def question(request: pb.UnderstandRequest, moment: int) -> bytes:
+    """What a request asks, apart from who asks and when: equal questions of one engine have equal answers.
+
+    `moment` numbers the stretch of time in which the same replies are valid.
+    """
+    if len(request.request_id) > MAX_NAME:
+        raise InvalidInput(
+            "request_id",
+            found="a longer string",
+            expected=f"at most {MAX_NAME} characters",
+            remedy="shorten it",
+        )
+    asked = pb.UnderstandRequest()
+    asked.CopyFrom(request)
+    asked.ClearField("request_id")
+    asked.ClearField("as_of")
+    return moment.to_bytes(8, "little") + asked.SerializeToString(deterministic=True)
+
+
+def clock(request: pb.UnderstandRequest) -> datetime | None:
+    """The request's own clock, if it has one; raises InvalidInput."""
+    return _clock(request) if request.HasField("as_of") else None
+
+
+def keepable(message: pb.UnderstandReply) -> bytes | None:
+    """A reply as it can be given again, without what belongs to one call; None where a head failed and may not again."""
+    if any(annotation.status == pb.STATUS_ERROR for annotation in message.annotations):
+        return None
+    kept = pb.UnderstandReply()
+    kept.CopyFrom(message)
+    for name in ("request_id", "timings_ns", "source"):
+        kept.ClearField(name)
+    return kept.SerializeToString()
+
+
+def given_again(kept: bytes, request_id: str, nanoseconds: int) -> bytes:
+    """A kept reply for another call: serialised messages one after the other are the merged message."""
+    mine = pb.UnderstandReply(
+        request_id=request_id, timings_ns=pb.Timings(total=nanoseconds), source=pb.SOURCE_ANSWER
+    )
+    return kept + mine.SerializeToString()
 
 
 def texts(request: pb.EncodeRequest) -> list[str]:

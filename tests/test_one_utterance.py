@@ -9,6 +9,8 @@ import grpc
 import numpy as np
 import pytest
 
+from annotators.annotator import Annotation, Heard
+from annotators.rules import RulesHead
 from nlu.serve import running
 from nlu.settings import Settings
 from nlu.v1 import nlu_pb2 as pb
@@ -40,7 +42,14 @@ async def test_utterance_is_answered_whole(tiny: Made) -> None:
         reply = await stub.Understand(turn("Turn the  lights on", request_id="r1"))
     assert reply.request_id == "r1"
     assert reply.phrase == "turn the lights on"
-    assert [found.name for found in reply.annotations] == ["emotion", "followup", "intent", "quick", "slots", "topic"]
+    assert [found.name for found in reply.annotations] == [
+        "emotion",
+        "followup",
+        "intent",
+        "quick",
+        "slots",
+        "topic",
+    ]
     best = annotation(reply, "intent").labels[0]
     assert (best.label, best.accepted) == ("lights_on", True)
     assert annotation(reply, "followup").status == pb.STATUS_SKIPPED
@@ -71,9 +80,13 @@ async def test_utterance_spans_are_in_the_callers_text(
 
 
 async def test_utterance_says_the_same_from_every_tier(tiny: Made, redis_server: RedisServer) -> None:
-    """Fresh, from the LRU, from Redis and from the cold table: the same scores to the last bit."""
+    """Fresh, from the LRU, from Redis, from the cold table, or given again: the same scores to the last bit."""
     answers: dict[int, pb.UnderstandReply] = {}
-    async with serving(tiny, redis=redis_server.url) as stub:
+    async with serving(tiny) as stub:
+        for _ in range(2):
+            reply = await stub.Understand(turn("so annoying"))
+            answers[reply.source] = reply
+    async with serving(tiny, redis=redis_server.url, answers_bytes=0) as stub:
         for _ in range(2):
             reply = await stub.Understand(turn("so annoying"))
             answers[reply.source] = reply
@@ -84,7 +97,7 @@ async def test_utterance_says_the_same_from_every_tier(tiny: Made, redis_server:
     async with serving(Made(tiny.bundle, tiny.parts)) as stub:
         assert cold.source == pb.SOURCE_COLD
         warm = await stub.Understand(turn("Hello "))
-    assert set(answers) == {pb.SOURCE_MODEL, pb.SOURCE_LRU, pb.SOURCE_REDIS}
+    assert set(answers) == {pb.SOURCE_MODEL, pb.SOURCE_ANSWER, pb.SOURCE_LRU, pb.SOURCE_REDIS}
     assert len({_facts(reply) for reply in answers.values()}) == 1
     assert _facts(cold) == _facts(warm)
 
@@ -99,7 +112,10 @@ def _facts(reply: pb.UnderstandReply) -> bytes:
 
 
 async def test_utterance_weighs_hypotheses(tiny: Made) -> None:
-    hypotheses = [pb.Hypothesis(text="play music", confidence=0.3), pb.Hypothesis(text="stop", confidence=0.7)]
+    hypotheses = [
+        pb.Hypothesis(text="play music", confidence=0.3),
+        pb.Hypothesis(text="stop", confidence=0.7),
+    ]
     async with serving(tiny) as stub:
         reply = await stub.Understand(pb.UnderstandRequest(hypotheses=hypotheses))
         agreed = await stub.Understand(pb.UnderstandRequest(hypotheses=[hypotheses[1], hypotheses[1]]))
@@ -148,6 +164,47 @@ async def test_utterance_does_not_repeat_what_was_said_or_must_be_avoided(tiny: 
     assert not {"hi.1", "hi.2"} & {reply.id for reply in avoided.replies}
 
 
+async def test_utterance_kept_answers_are_each_callers_own(tiny: Made) -> None:
+    async with serving(tiny) as stub:
+        await stub.Understand(turn("hello there", request_id="first"))
+        again = await stub.Understand(turn("hello there", request_id="second"))
+        other = await stub.Understand(turn("hello there", request_id="third", persona="lively"))
+    assert (again.request_id, again.source) == ("second", pb.SOURCE_ANSWER)
+    assert again.timings_ns.total > 0
+    assert (other.request_id, other.source) == ("third", pb.SOURCE_LRU)
+    assert "hi.2" not in [reply.id for reply in other.replies]
+
+
+async def test_utterance_kept_answers_do_not_outlive_a_promotion(tiny: Made) -> None:
+    """The same question on both sides of the promotion's end, asked again inside each stretch of time."""
+    clocks = ("2026-06-02T00:00:00Z", "2026-06-07T23:59:59Z", "2026-06-08T00:00:00Z", "2026-07-01T00:00:00Z")
+    seen = []
+    async with serving(tiny) as stub:
+        for clock in clocks:
+            request = turn("what can i watch", surface="speaker")
+            request.as_of.FromJsonString(clock)
+            reply = await stub.Understand(request)
+            seen.append((reply.source == pb.SOURCE_ANSWER, reply.replies[0].id == "promo.1"))
+    assert seen == [(False, True), (True, True), (False, False), (True, False)]
+
+
+async def test_utterance_answer_with_a_failed_head_is_not_kept(
+    tiny: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: RulesHead, heard: Heard) -> Annotation:
+        raise RuntimeError("for once")
+
+    async with serving(tiny) as stub:
+        with monkeypatch.context() as harm:
+            harm.setattr(RulesHead, "annotate", broken)
+            failed = await stub.Understand(turn("stop"))
+        mended = await stub.Understand(turn("stop"))
+    assert annotation(failed, "quick").status == pb.STATUS_ERROR
+    assert not annotation(failed, "quick").labels
+    assert annotation(failed, "intent").status == pb.STATUS_OK
+    assert annotation(mended, "quick").status == pb.STATUS_OK
+
+
 async def test_utterance_explains_itself_only_when_asked(tiny: Made) -> None:
     async with serving(tiny) as stub:
         plain = await stub.Understand(turn("hello"))
@@ -171,7 +228,9 @@ async def test_batch_answers_each_item_for_itself(tiny: Made) -> None:
 
 async def test_stream_answers_in_order_and_survives_a_bad_item(tiny: Made) -> None:
     async with serving(tiny) as stub:
-        call = stub.UnderstandStream(iter([turn("stop", request_id="1"), turn(" "), turn("hello", request_id="3")]))
+        call = stub.UnderstandStream(
+            iter([turn("stop", request_id="1"), turn(" "), turn("hello", request_id="3")])
+        )
         outcomes = [outcome async for outcome in call]
     assert [outcome.WhichOneof("result") for outcome in outcomes] == ["reply", "problem", "reply"]
     assert outcomes[2].reply.request_id == "3"
@@ -180,7 +239,9 @@ async def test_stream_answers_in_order_and_survives_a_bad_item(tiny: Made) -> No
 @pytest.mark.parametrize("precision", [pb.PRECISION_FLOAT32, pb.PRECISION_FLOAT16])
 async def test_encode_gives_unit_vectors_and_offsets(tiny: Made, precision: pb.Precision) -> None:
     async with serving(tiny) as stub:
-        reply = await stub.Encode(pb.EncodeRequest(texts=["Hello  there", "stop"], tokens=True, precision=precision))
+        reply = await stub.Encode(
+            pb.EncodeRequest(texts=["Hello  there", "stop"], tokens=True, precision=precision)
+        )
     first = reply.vectors[0]
     half = precision == pb.PRECISION_FLOAT16
     sentence = np.frombuffer(first.sentence_f16, "<f2") if half else np.array(first.sentence, np.float32)

@@ -265,8 +265,8 @@ def misheard(
 ) -> str:
     """What a speech recogniser makes of it: no case, no punctuation, and each word hit with probability `rate`.
 
-    A hit word becomes one that sounds like it, a number in the other spelling, vanishes (little words above all),
-    is cut in two or grows together with the next, whichever of these can be done, all as likely. Recognisers mostly
+    A hit word becomes one that sounds like it, a number in the other spelling, vanishes (little words alone), is cut in
+    two (long ones) or grows together with the next, whichever of these can be done, all as likely. Recognisers mostly
     hear other words, so give `near` (of near_words) for those that have no homophone in our lists.
     """
     words = _unpunctuated(text.lower()).split()
@@ -317,9 +317,7 @@ def _mistaken(
         options.append((f"{word[:cut]} {word[cut:]}", ""))
     if not last:
         options.append((word, "+"))
-    if not options:
-        options.append(("", ""))
-    return options[int(choice * len(options))]
+    return options[int(choice * len(options))] if options else (word, "")
 
 
 # --- real words that are spelt nearly alike

@@ -259,7 +259,7 @@ def phrase_of(text: str, *, uncased: bool = True) -> str | None:
     """`normalize(text).text`, or None where the normaliser refuses.
 
     Plain Cyrillic takes a shortcut that gives the same phrase (a test holds the two together) without the way back to
-    the original: 120,000 Russian turns take 0.3 s and not 30.
+    the original: 123,000 Russian turns take 0.2 s and not 24.
     """
     plain = RULES_VERSION == _PLAIN_RULES and len(text) <= MAX_CODE_POINTS and _PLAIN.fullmatch(text)
     if plain and _WORD.search(text):

@@ -31,6 +31,7 @@ class Source(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SOURCE_LRU: _ClassVar[Source]
     SOURCE_REDIS: _ClassVar[Source]
     SOURCE_MODEL: _ClassVar[Source]
+    SOURCE_ANSWER: _ClassVar[Source]
 
 class Precision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -49,6 +50,7 @@ SOURCE_COLD: Source
 SOURCE_LRU: Source
 SOURCE_REDIS: Source
 SOURCE_MODEL: Source
+SOURCE_ANSWER: Source
 PRECISION_FLOAT32: Precision
 PRECISION_FLOAT16: Precision
 

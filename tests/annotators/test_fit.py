@@ -428,3 +428,17 @@ def test_fit_anchors_nearest_is_best_whatever_the_phrases(seed: int) -> None:
     labels = list("aabbcc")
     head = fit.make_anchors(ABOUT, list("123456"), vectors, labels)
     assert best(head, vectors) == labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a", "a", "a", "a"], "found 1 distinct, expected at least 2"),
+        (["a", "a", "a", "b"], "label 'b': found 1 phrase, expected at least 2"),
+    ],
+)
+def test_fit_says_what_is_too_little_to_learn_from(labels: list[str], message: str) -> None:
+    vectors = np.eye(4, dtype=np.float32)
+    about = About("toy", "toy", "0" * 64)
+    with pytest.raises(ValueError, match=message):
+        fit.fit_sentence(about, ["p"] * 4, vectors, labels)

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from annotators.annotator import Encoding
 from nlu import cold
 from nlu.batcher import Batcher
-from nlu.cache import EncodingCache, Lru
+from nlu.cache import EncodingCache
 from nlu.cold import ColdTable
 from nlu.errors import Draining, EncodeFailed, Overloaded, TooLate
+from nlu.lru import Lru
 from nlu.record import key
 from nlu.redis_tier import RedisTier
 from nlu.types import Source

@@ -149,6 +149,9 @@ def other_tensor(folder: Path) -> None:
         pytest.param(vectors_of(lambda v: v[:, 0]), r"canary vectors of shape \(64,\)", id="flat"),
         pytest.param(vectors_of(lambda v: v * np.float16("nan")), "canaries that moved", id="nan"),
         pytest.param(vectors_of(lambda v: v * np.float16(0)), "canaries that moved", id="zero"),
+        pytest.param(
+            vectors_of(lambda v: v * np.float16(0.96)), r"canaries that moved \(cosine 0.9", id="shrunk"
+        ),
         pytest.param(vectors_of(lambda v: v[::-1]), "canaries that moved", id="shuffled"),
     ],
 )

@@ -158,6 +158,7 @@ def test_normalizer_cased_keeps_case(text: str, phrase: str) -> None:
         pytest.param("wake me", "me", "me", id="unchanged"),
         pytest.param("  Wake \t ME  now", "me", "ME", id="folded-whitespace"),
         pytest.param("wa  ke", "a k", "a  k", id="across-folded-whitespace"),
+        pytest.param("wa \t ke", " ", " \t ", id="all-of-folded-whitespace"),
         pytest.param("oﬀice", "f", "ﬀ", id="first-half-of-a-ligature"),
         pytest.param("oﬀice", "ice", "ice", id="after-a-ligature"),
         pytest.param("e\u0308lf cafe\u0301s", "é", "e\u0301", id="composed-cluster"),

@@ -392,6 +392,27 @@ async def test_redis_tier_never_raises_whatever_the_peer_says(reply: bytes) -> N
     server.close()
 
 
+async def test_redis_tier_does_not_wait_for_a_peer_that_drips() -> None:
+    """Every byte comes within the socket's timeout, and the last one never."""
+    done = asyncio.Event()
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"$100000\r\n")
+        for _ in range(400):
+            writer.write(b"x")
+            await asyncio.sleep(0.005)
+        done.set()
+        writer.close()
+
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    tier = RedisTier(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
+    assert await get(tier) is None
+    assert tier.errors == 1
+    assert not done.is_set()
+    await tier.close()
+    server.close()
+
+
 # --- the breaker ---
 
 

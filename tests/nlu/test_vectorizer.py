@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -131,6 +132,35 @@ def test_vectorizer_padded_batches_agree_with_alone(
         np.testing.assert_allclose(found.sentence, alone.sentence, atol=HALF)
         np.testing.assert_allclose(found.tokens, alone.tokens, rtol=HALF, atol=1e-6)
         np.testing.assert_array_equal(found.offsets, alone.offsets)
+
+
+class Shapes:
+    """A session that remembers how many rows and pieces each run had."""
+
+    def __init__(self, session: Any) -> None:
+        self.seen: list[tuple[int, int]] = []
+        self._session = session
+
+    def run(self, outputs: list[str], feed: dict[str, NDArray[np.int64]]) -> Any:
+        self.seen.append(feed["input_ids"].shape)
+        return self._session.run(outputs, feed)
+
+
+@pytest.mark.parametrize(("budget", "runs"), [(1, 5), (12, 3), (20, 2), (10_000, 1)])
+def test_vectorizer_padded_batches_stay_under_their_budget(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, budget: int, runs: int
+) -> None:
+    padded = Vectorizer(folder)
+    shapes = Shapes(padded._session)
+    monkeypatch.setattr(padded, "_alone", False)
+    monkeypatch.setattr(padded, "_session", shapes)
+    monkeypatch.setattr(module, "_GPU_TOKEN_BUDGET", budget)
+    padded.encode(
+        ["a", "abcdefgh", "ab", "abc", "abcd"]
+    )  # 3, 10, 4, 5 and 6 pieces with the two special ones
+    assert all(rows * pieces <= budget or rows == 1 for rows, pieces in shapes.seen)
+    assert sum(rows for rows, _ in shapes.seen) == 5
+    assert len(shapes.seen) == runs
 
 
 def test_vectorizer_gains_from_batches_only_on_a_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
