@@ -7,6 +7,7 @@ combining marks (160 KB of them keep one core busy for ten seconds).
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ MAX_BYTES = 4096
 MAX_CODE_POINTS = 512
 MAX_COMBINING_RUN = 8
 
+# Printable ASCII; Latin, Greek and Cyrillic without no-break space, soft hyphen and combining marks.
+_PLAIN = re.compile(r"[ -~¡-¬®-ʯͰ-҂Ҋ-ԯ]*")
 _JOINERS = ("\u200c", "\u200d")
 # Latin, Greek, Cyrillic and Armenian never need a joiner; between their letters it only makes two equal words differ.
 _JOINERLESS_BELOW = 0x0590
@@ -48,10 +51,10 @@ class Phrase:
 
 def normalize(text: str, *, uncased: bool = True) -> Phrase:
     """Apply the rules of RULES_VERSION. Raises InvalidInput for text that is too long, hostile or without a word."""
-    if text.isascii() and text.isprintable():
-        _check_length(len(text), len(text))
-        return _normalize_ascii(text, uncased=uncased)
     _check_length(len(text), _utf8_length(text))
+    plain = _plain(text, uncased=uncased)
+    if plain is not None:
+        return plain
     kept = _drop_ignorable(text)
     _check_combining_runs(text, kept)
     characters, starts, ends = _compose(text, kept, uncased=uncased)
@@ -85,7 +88,7 @@ def _check_length(code_points: int, size: int) -> None:
 
 
 def _utf8_length(text: str) -> int:
-    if len(text) > MAX_BYTES:
+    if text.isascii() or len(text) > MAX_BYTES:
         return len(text)  # already too long in code points; do not encode megabytes to say so
     try:
         return len(text.encode())
@@ -98,8 +101,20 @@ def _utf8_length(text: str) -> int:
         ) from error
 
 
-def _normalize_ascii(text: str, *, uncased: bool) -> Phrase:
-    phrase = text.lower() if uncased else text
+def _plain(text: str, *, uncased: bool) -> Phrase | None:
+    """Text of European scripts that is in normal form already, where every code point stays where it is; else None.
+
+    This is nearly all there is, and it takes microseconds where the long way takes one for every code point.
+    """
+    if _PLAIN.fullmatch(text) is None:
+        return None
+    phrase = text.casefold() if uncased else text
+    if not text.isascii() and not (
+        len(phrase) == len(text)  # folding never shortens, so each code point became exactly one
+        and unicodedata.is_normalized("NFKC", text)
+        and unicodedata.is_normalized("NFKC", phrase)
+    ):
+        return None
     if "  " not in phrase and phrase[:1] != " " and phrase[-1:] != " ":
         return Phrase(_with_a_word(phrase), text)
     return _fold_whitespace(text, list(phrase), list(range(len(text))), list(range(1, len(text) + 1)))
