@@ -30,7 +30,7 @@ from annotators.token import TokenHead, tags_of, windows
 FloatArray = NDArray[np.float32]
 
 FOLDS = 3
-REGULARISATIONS = (1.0, 4.0, 16.0, 64.0)
+REGULARISATIONS = (2.0, 8.0, 32.0)
 GOLDEN = 24
 _GOLDEN_MARGIN = 0.15
 _ANCHOR_SCALE, _ANCHOR_THRESHOLD = 20.0, 0.5
@@ -249,7 +249,7 @@ def _held_out(
 
 
 def _logistic(c: float) -> LogisticRegression:
-    return LogisticRegression(C=c, max_iter=300, tol=1e-3)
+    return LogisticRegression(C=c, max_iter=100, tol=1e-3)
 
 
 def _rows(model: Any, labels: int) -> tuple[FloatArray, FloatArray]:

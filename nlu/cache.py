@@ -105,16 +105,21 @@ class EncodingCache:
             if self._redis is not None:
                 encoding = await self._redis.get(phrase_key, dim=self._dim, token_dim=self._token_dim)
                 if encoding is not None and (encoding.tokens is not None or not tokens):
-                    self._lru.put(phrase_key, encoding, encoding.nbytes + _ENTRY_OVERHEAD)
+                    self._remember(phrase_key, encoding)
                     return encoding, Source.REDIS
             flight.ticket = self._batcher.submit(phrase, tokens=tokens, deadline=flight.deadline)
             encoding = await flight.ticket.future
-            self._lru.put(phrase_key, encoding, encoding.nbytes + _ENTRY_OVERHEAD)
+            self._remember(phrase_key, encoding)
             if self._redis is not None:
                 self._redis.put(phrase_key, encoding)
             return encoding, Source.MODEL
         finally:
             self._land(flight)
+
+    def _remember(self, phrase_key: bytes, encoding: Encoding) -> None:
+        if encoding.tokens is None and self._lru.get(phrase_key) is not None:
+            return  # the same vectors, and maybe the tokens that another caller needs
+        self._lru.put(phrase_key, encoding, encoding.nbytes + _ENTRY_OVERHEAD)
 
     def _land(self, flight: _Flight) -> None:
         if self._flights.get(flight.key) is flight:

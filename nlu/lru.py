@@ -32,6 +32,8 @@ class Lru(Generic[Value]):
         previous = self._entries.pop(key, None)
         if previous is not None:
             self.nbytes -= previous[1]
+        if size > self._budget:  # it would push everything else out and then itself
+            return
         self._entries[key] = value, size
         self.nbytes += size
         while self.nbytes > self._budget:

@@ -26,6 +26,10 @@ torch=$("$python" -c 'import torch; print(torch.__version__)') || {
     echo "$0: $python has no torch; install the train extra there first, or name another Python in PYTHON" >&2
     exit 1
 }
+if [ "$backend" = nccl ] && ! "$python" -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then
+    echo "$0: found torch $torch, which has no CUDA; --cuda needs one that has" >&2
+    exit 1
+fi
 tag=$("$python" -c 'import sys; print("cp{}{}".format(*sys.version_info))')
 local_version=$backend.torch${torch//[+-]/.}
 
@@ -71,15 +75,15 @@ if [ "$backend" = nccl ]; then
     export HOROVOD_GPU_OPERATIONS=NCCL
 fi
 
-log=$scratch/build.log
+mkdir -p "$wheels"
+log=$wheels/build.log
 PATH=$scratch/venv/bin:$PATH "$build" -m pip wheel --verbose --disable-pip-version-check --no-deps --no-build-isolation \
     --wheel-dir "$scratch/wheels" "$source" >"$log" 2>&1 || {
-    tail -n 60 "$log" >&2
-    echo "$0: Horovod did not build; the last 60 lines stand above" >&2
+    grep -i -m 20 -A 3 'error' "$log" >&2 || tail -n 40 "$log" >&2
+    echo "$0: Horovod did not build; all of it is in $log" >&2
     exit 1
 }
 
-mkdir -p "$wheels"
 mv "$scratch"/wheels/horovod-*.whl "$wheels/"
 wheel=$(found)
 [ -n "$wheel" ] || { echo "$0: the wheel is not named as expected; look into $wheels" >&2; exit 1; }

@@ -270,33 +270,31 @@ class HorovodWorld:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
         for number, bucket in enumerate(_buckets(gradients)):
-            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            mean = self._mean(flat, compression, f"gradients.{number}")
-            parts = torch.split(mean, [gradient.numel() for gradient in bucket])
-            for gradient, part in zip(bucket, parts, strict=True):
-                gradient.copy_(part.view_as(gradient))
+            if compression == "bf16":
+                self._average_through_bfloat16(bucket, f"gradients.{number}")
+            else:
+                self._average(bucket, compression, f"gradients.{number}")
 
-    def _mean(self, flat: Tensor, compression: Compression, name: str) -> Tensor:
-        """The mean of [elements] over ranks, the same bits on every rank."""
-        if compression == "bf16":
-            return self._mean_through_bfloat16(flat, name)
-        if compression == "fp16":
-            wire = flat.half()
-        else:
-            wire = flat.float() if flat.dtype is torch.bfloat16 else flat
-        mean: Tensor = self._hvd.allreduce_(wire, name=name, op=self._hvd.Average)
-        return mean
+    def _average(self, bucket: Sequence[Tensor], compression: Compression, name: str) -> None:
+        wire = [_as_sent(gradient, compression) for gradient in bucket]
+        self._hvd.grouped_allreduce_(wire, name=name, op=self._hvd.Average)
+        for gradient, mean in zip(bucket, wire, strict=True):
+            if mean.data_ptr() != gradient.data_ptr():  # else it was averaged in place
+                gradient.copy_(mean)
 
-    def _mean_through_bfloat16(self, flat: Tensor, name: str) -> Tensor:
+    def _average_through_bfloat16(self, bucket: Sequence[Tensor], name: str) -> None:
         # Horovod cannot add bfloat16, so the two halves of an allreduce are done here: every rank gets one slice from
         # all, adds it in float32, and hands the mean to all. Two bytes an element each way, as for fp16.
-        slice_length = -(-len(flat) // self.size)
-        padded = flat.new_zeros(slice_length * self.size, dtype=torch.bfloat16)
-        padded[: len(flat)] = flat
+        sizes = [gradient.numel() for gradient in bucket]
+        slice_length = -(-sum(sizes) // self.size)
+        padded = bucket[0].new_zeros(slice_length * self.size, dtype=torch.bfloat16)
+        torch.cat([gradient.reshape(-1).bfloat16() for gradient in bucket], out=padded[: sum(sizes)])
         slices = self._hvd.alltoall(padded.view(torch.int16), name=f"{name}.scatter").view(torch.bfloat16)
         mean = slices.view(self.size, slice_length).float().mean(dim=0).bfloat16()
-        whole: Tensor = self._hvd.allgather(mean.view(torch.int16), name=f"{name}.gather")
-        return whole.view(torch.bfloat16)[: len(flat)]
+        whole = self._hvd.allgather(mean.view(torch.int16), name=f"{name}.gather").view(torch.bfloat16)
+        parts = torch.split(whole[: sum(sizes)], sizes)
+        for gradient, part in zip(bucket, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def wrap_optimizer(
         self, optimizer: Optimizer, compression: Compression = "none", *, max_norm: float | None = None
@@ -373,6 +371,13 @@ def _before_step(
 
     optimizer.register_step_pre_hook(average_and_clip)
     return optimizer
+
+
+def _as_sent(gradient: Tensor, compression: Compression) -> Tensor:
+    """Contiguous and of a type that Horovod adds; the gradient itself where it is."""
+    if compression == "fp16":
+        return gradient.half().contiguous()
+    return (gradient.float() if gradient.dtype is torch.bfloat16 else gradient).contiguous()
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:

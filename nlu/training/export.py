@@ -98,6 +98,7 @@ def export(
 
     `phrases` calibrate the token compression and are what parity is measured on.
     """
+    _hush()
     phrases = list(dict.fromkeys(normalize(phrase).text for phrase in phrases))
     phrases = phrases[:: max(1, len(phrases) // MAX_GATE_PHRASES)]
     if len(phrases) < gates.phrases:
@@ -149,6 +150,12 @@ def export(
 def vars_of(parity: Parity) -> dict[str, float]:
     """Parity as plain numbers, for provenance and --json."""
     return {"phrases": parity.phrases, "min_cosine": parity.min_cosine, "mean_cosine": parity.mean_cosine}
+
+
+def _hush() -> None:
+    """Progress is ours to show, and that torchvision is not installed is no news."""
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
 
 def _load(source: str) -> tuple[EncoderGraph, Any, bool]:

@@ -11,7 +11,6 @@ over ranks of the losses, and of the gradients, is that of one process with the 
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nlu.training.datasets import identity
 from nlu.training.distributed import World
 
 SCALE = 20.0  # the inverse temperature most sentence encoders are trained with
@@ -54,28 +54,20 @@ class Loss(Protocol):
 
 def text_ids(texts: Sequence[str]) -> Tensor:
     """[texts] int64 >= 0, equal where texts are equal, on any rank and in any run."""
-    return _ids(texts, kind=b"text")
+    return torch.tensor([identity(text) for text in texts], dtype=torch.int64)
 
 
 def pair_groups(
-    anchors: Sequence[str], candidates: Sequence[str], labels: Sequence[str | None] | None = None
+    anchors: Sequence[str], candidates: Sequence[str], groups: Sequence[int] | None = None
 ) -> Tensor:
-    """[pairs, 3] for `full_batch_loss`: pairs with a text in common, on either side, or a label belong together."""
+    """[pairs, 2 or 3] for `full_batch_loss`: pairs with a text in common, on either side, or a group belong together.
+
+    Groups are identities too, as `datasets.Pair.group` is; negative ones are nobody's.
+    """
     columns = [text_ids(anchors), text_ids(candidates)]
-    if labels is None:
-        columns.append(torch.full((len(anchors),), -1))
-    else:
-        known = _ids([label or "" for label in labels], kind=b"label")
-        columns.append(
-            known.masked_fill(torch.tensor([label is None for label in labels], dtype=torch.bool), -1)
-        )
+    if groups is not None:
+        columns.append(torch.tensor(groups, dtype=torch.int64))
     return torch.stack(columns, dim=1)
-
-
-def _ids(texts: Sequence[str], kind: bytes) -> Tensor:
-    # 63 bits: among a million texts the chance that any two collide is 5e-8, and all it would cost is a negative.
-    digests = (hashlib.blake2b(text.encode(), digest_size=8, person=kind).digest() for text in texts)
-    return torch.tensor([int.from_bytes(digest) >> 1 for digest in digests], dtype=torch.int64)
 
 
 def _together(rows: Tensor, columns: Tensor) -> Tensor:
@@ -96,11 +88,14 @@ def _own_columns(rows: int, world: World, device: torch.device) -> Tensor:
     return torch.arange(rows, device=device) + world.rank * rows
 
 
+def _float(values: Tensor) -> Tensor:
+    """In float32 at least: 16 bits cannot tell close candidates apart."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 def _unit(vectors: Tensor) -> Tensor:
-    """[batch, dim] on the unit sphere, in float32 at least: 16 bits cannot tell close candidates apart."""
-    if vectors.dtype in (torch.float16, torch.bfloat16):
-        vectors = vectors.float()
-    return functional.normalize(vectors, dim=-1)
+    """[batch, dim] on the unit sphere."""
+    return functional.normalize(_float(vectors), dim=-1)
 
 
 def _without_autocast(vectors: Tensor) -> AbstractContextManager[Any]:
@@ -257,9 +252,7 @@ def cross_entropy(
     The mean is over the targets of all ranks that are not ignored: ranks hold equally many rows, but not tokens.
     """
     total = functional.cross_entropy(
-        logits.flatten(0, -2).float()
-        if logits.dtype in (torch.float16, torch.bfloat16)
-        else logits.flatten(0, -2),
+        _float(logits).flatten(0, -2),
         targets.flatten(),
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
@@ -267,6 +260,19 @@ def cross_entropy(
     )
     counted = world.all_gather((targets != ignore_index).sum().reshape(1)).sum().clamp(min=1)
     return Outcome(total * world.size / counted)
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor, *, world: World) -> Outcome:
+    """Cross-entropy of independent labels: [batch, labels] with as many probabilities.
+
+    A negative target says nothing of that label; the mean is over the others, of all ranks.
+    """
+    known = targets >= 0
+    each = functional.binary_cross_entropy_with_logits(
+        _float(logits), targets.clamp(min=0).to(_float(logits).dtype), reduction="none"
+    )
+    counted = world.all_gather(known.sum().reshape(1)).sum().clamp(min=1)
+    return Outcome((each * known).sum() * world.size / counted)
 
 
 class UncertaintyWeights(nn.Module):
@@ -302,7 +308,7 @@ class Recipe:
     """A named loss: what it is fed, and how it is made."""
 
     columns: Literal["pairs", "rows", "logits"]  # two of vectors, one of vectors, one of logits
-    targets: Literal["groups", "labels", "scores", "classes"]
+    targets: Literal["groups", "labels", "scores", "classes", "probabilities"]
     make: Callable[..., Loss]
 
 
@@ -343,6 +349,14 @@ def _cross_entropy(*, ignore_index: int = IGNORED, label_smoothing: float = 0.0)
     return loss
 
 
+def _binary_cross_entropy() -> Loss:
+    def loss(columns: Sequence[Tensor], targets: Tensor, *, world: World) -> Outcome:
+        (logits,) = columns
+        return binary_cross_entropy(logits, targets, world=world)
+
+    return loss
+
+
 def _theirs(class_name: str, **options: Any) -> Loss:
     """A loss of sentence-transformers over the rows of all ranks: mined triplets and ranked pairs need them all.
 
@@ -361,10 +375,6 @@ def _theirs(class_name: str, **options: Any) -> Loss:
         return Outcome(value)
 
     return loss
-
-
-def _float(vectors: Tensor) -> Tensor:
-    return vectors.float() if vectors.dtype in (torch.float16, torch.bfloat16) else vectors
 
 
 def _cosent(*, scale: float = SCALE) -> Loss:
@@ -417,4 +427,5 @@ RECIPES: Mapping[str, Recipe] = {
     "batch_hard_soft_margin_triplet": Recipe("rows", "labels", _batch_hard_soft_margin_triplet),
     "cross_entropy": Recipe("logits", "classes", _cross_entropy),
     "token_cross_entropy": Recipe("logits", "classes", _cross_entropy),
+    "binary_cross_entropy": Recipe("logits", "probabilities", _binary_cross_entropy),
 }

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from annotators.annotator import Encoding
 from nlu import cold
@@ -28,7 +26,6 @@ from tests.conftest import RedisServer
 MINE, THEIRS = "aa" * 32, "bb" * 32
 FAR = time.monotonic() + 3600
 DIM, TOKEN_DIM = 2, 1
-ENTRY = 500 + 4 * DIM  # what a bare Encoding weighs in the LRU
 
 
 def bare(number: float) -> Encoding:
@@ -78,7 +75,7 @@ def cache_of(
     *,
     fingerprint: str = MINE,
     cold: ColdTable | None = None,
-    lru: Lru | None = None,
+    lru: Lru[Encoding] | None = None,
     redis: RedisTier | None = None,
 ) -> EncodingCache:
     return EncodingCache(
@@ -86,7 +83,7 @@ def cache_of(
         dim=DIM,
         token_dim=TOKEN_DIM,
         cold=cold,
-        lru=lru or Lru(2**20),
+        lru=Lru(2**20) if lru is None else lru,
         redis=redis,
         batcher=batcher,
     )
@@ -116,77 +113,6 @@ async def settled(
     return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
 
 
-# --- the LRU ---
-
-
-def test_cache_lru_gives_back_what_was_put() -> None:
-    lru = Lru(10 * ENTRY)
-    encoding = bare(1)
-    lru.put(b"a", encoding)
-    assert lru.get(b"a") is encoding
-    assert lru.get(b"b") is None
-
-
-def test_cache_lru_weighs_arrays_and_overhead() -> None:
-    lru = Lru(10 * ENTRY)
-    lru.put(b"a", bare(1))
-    assert lru.nbytes == ENTRY
-    lru.put(b"b", full(1))
-    assert lru.nbytes == 2 * ENTRY + 4 * TOKEN_DIM + 8
-
-
-@pytest.mark.parametrize(
-    ("budget", "kept"), [(0, 0), (ENTRY - 1, 0), (ENTRY, 1), (3 * ENTRY - 1, 2), (3 * ENTRY, 3)]
-)
-def test_cache_lru_stays_within_its_budget(budget: int, kept: int) -> None:
-    lru = Lru(budget)
-    for i in range(10):
-        lru.put(bytes([i]), bare(i))
-        assert lru.nbytes <= budget
-    assert len(lru) == kept
-    assert [lru.get(bytes([i])) is not None for i in range(10)] == [False] * (10 - kept) + [True] * kept
-
-
-def test_cache_lru_keeps_what_was_used_last() -> None:
-    lru = Lru(2 * ENTRY)
-    lru.put(b"a", bare(1))
-    lru.put(b"b", bare(2))
-    lru.get(b"a")
-    lru.put(b"c", bare(3))
-    assert [lru.get(name) is not None for name in (b"a", b"b", b"c")] == [True, False, True]
-
-
-def test_cache_lru_counts_a_replaced_entry_once() -> None:
-    lru = Lru(10 * ENTRY)
-    for i in range(100):
-        lru.put(b"a", bare(i))
-    assert (len(lru), lru.nbytes) == (1, ENTRY)
-
-
-def test_cache_lru_never_gives_token_vectors_up_for_none() -> None:
-    lru = Lru(10 * ENTRY)
-    lru.put(b"a", full(1))
-    lru.put(b"a", bare(1))
-    found = lru.get(b"a")
-    assert found is not None
-    assert found.tokens is not None
-    assert lru.nbytes == ENTRY + 4 * TOKEN_DIM + 8
-
-
-@settings(deadline=None, derandomize=True)
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=60), st.integers(1, 4))
-def test_cache_lru_agrees_with_a_plain_list(steps: list[tuple[bool, int]], room: int) -> None:
-    lru, twin = Lru(room * ENTRY), list[int]()  # most recent last
-    for put, name in steps:
-        if put:
-            lru.put(bytes([name]), bare(name))
-            twin = [*(other for other in twin if other != name), name][-room:]
-        else:
-            assert (lru.get(bytes([name])) is not None) == (name in twin)
-            twin = sorted(twin, key=lambda other: other == name)
-    assert {name for name in range(6) if lru.get(bytes([name]))} == set(twin)
-
-
 # --- the tiers ---
 
 
@@ -206,8 +132,8 @@ async def test_cache_takes_the_cold_table_before_the_model(
 
 
 async def test_cache_takes_its_own_memory_before_the_cold_table(batcher: Batcher, tmp_path: Path) -> None:
-    lru = Lru(2**20)
-    lru.put(key(MINE, "x"), full(8))
+    lru = Lru[Encoding](2**20)
+    lru.put(key(MINE, "x"), full(8), 1)
     cache = cache_of(batcher, lru=lru, cold=table(tmp_path, "x", full(7)))
     assert number(await cache.encode("x", tokens=True, deadline=FAR)) == (8, Source.LRU)
 
@@ -257,6 +183,16 @@ async def test_cache_without_redis_goes_on(batcher: Batcher, redis_server: Redis
     await tier.close()
 
 
+async def test_cache_memory_stays_within_its_budget(batcher: Batcher) -> None:
+    """A bare Encoding weighs its arrays and 500 bytes of Python objects."""
+    lru = Lru[Encoding](3 * (500 + 4 * DIM))
+    cache = cache_of(batcher, lru=lru)
+    for i in range(9):
+        await cache.encode(f"{i}", tokens=False, deadline=FAR)
+    assert [cache.near(f"{i}", tokens=False) is not None for i in range(9)] == [False] * 6 + [True] * 3
+    assert lru.nbytes == 3 * (500 + 4 * DIM)
+
+
 async def test_cache_memory_without_tokens_misses_where_they_are_needed(
     batcher: Batcher, model: Model
 ) -> None:
@@ -286,8 +222,8 @@ async def test_cache_redis_without_tokens_misses_where_they_are_needed(
 
 
 async def test_cache_goes_past_a_bare_memory_to_a_full_cold_entry(batcher: Batcher, tmp_path: Path) -> None:
-    lru = Lru(2**20)
-    lru.put(key(MINE, "x"), bare(8))
+    lru = Lru[Encoding](2**20)
+    lru.put(key(MINE, "x"), bare(8), 1)
     cache = cache_of(batcher, lru=lru, cold=table(tmp_path, "x", full(7)))
     assert number(await cache.encode("x", tokens=True, deadline=FAR)) == (7, Source.COLD)
 
@@ -301,7 +237,7 @@ async def test_cache_with_tokens_serves_those_who_need_none(batcher: Batcher, mo
 async def test_cache_of_another_fingerprint_never_hits(
     batcher: Batcher, model: Model, redis: RedisTier, tmp_path: Path
 ) -> None:
-    lru = Lru(2**20)
+    lru = Lru[Encoding](2**20)
     mine = cache_of(batcher, lru=lru, redis=redis)
     await mine.encode("x", tokens=True, deadline=FAR)
     await from_redis(batcher, redis, tokens=True)

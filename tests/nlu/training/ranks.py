@@ -82,6 +82,19 @@ def averaged_gradients(here: World, compression: Compression) -> list[list[float
     return [None if parameter.grad is None else parameter.grad.tolist() for parameter in parameters]
 
 
+def averaged_types(here: World, compression: Compression) -> bool:
+    """Whether bfloat16, a scalar and strided memory are averaged too, each staying what it was."""
+    parameters = list(Mixed(seed=0).parameters())
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, here.rank + 1.0)
+    here.average_gradients(parameters, compression=compression)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return all(
+        gradient.dtype is parameter.dtype and gradient.eq((1 + here.size) / 2).all()
+        for gradient, parameter in zip(gradients, parameters, strict=True)
+    )
+
+
 def trained(here: World) -> list[float]:
     """Weights after some steps of contrastive training with cached gradients, clipping and weight decay."""
     torch.manual_seed(here.rank)
@@ -126,6 +139,7 @@ def everything(here: World, folder: Path) -> dict[str, Any]:
         "strings": here.gather_strings([f"rank {here.rank}", "да"][: 2 - here.rank]),
         "broadcast": broadcast(here),
         "gradients": {each: averaged_gradients(here, each) for each in COMPRESSIONS},
+        "types": [averaged_types(here, each) for each in COMPRESSIONS],
         "trained": trained(here),
         "average": here.average({"loss": here.rank + 1.0, "accuracy": 0.5}),
         "uneven": refusal(lambda: here.all_gather(torch.zeros(2 + here.rank))),

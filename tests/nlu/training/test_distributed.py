@@ -146,6 +146,11 @@ def test_distributed_gradients_are_averaged(
 
 
 @needs_horovod
+def test_distributed_gradients_of_all_types_are_averaged(answers: list[dict[str, Any]]) -> None:
+    assert [each["types"] for each in answers] == [[True] * len(ranks.COMPRESSIONS)] * RANKS
+
+
+@needs_horovod
 def test_distributed_two_ranks_train_as_one(answers: list[dict[str, Any]]) -> None:
     assert answers[0]["trained"] == answers[1]["trained"]
     assert answers[0]["trained"] == pytest.approx(ranks.trained(Alone()), abs=1e-12)
@@ -183,4 +188,6 @@ def test_distributed_a_killed_rank_fails_the_run_and_publishes_nothing(tmp_path:
     run = horovodrun(tmp_path, "kill")
     assert run.returncode != 0
     seen = {path.name for path in tmp_path.iterdir()}
-    assert {"step-0", "step-1"} <= seen <= {"step-0", "step-1", "step-2"}  # it was training, and never published
+    assert (
+        {"step-0", "step-1"} <= seen <= {"step-0", "step-1", "step-2"}
+    )  # it was training, and never published

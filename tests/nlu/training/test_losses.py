@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from nlu.training import losses
+from nlu.training.datasets import identity
 from nlu.training.distributed import Alone, World
 from nlu.training.losses import (
     RECIPES,
     Outcome,
     UncertaintyWeights,
+    binary_cross_entropy,
     cached_backward,
     cross_entropy,
     full_batch_loss,
@@ -102,22 +104,23 @@ def test_losses_symmetric_is_the_mean_of_both_directions(groups: Tensor) -> None
 
 
 @pytest.mark.parametrize(
-    ("anchors", "candidates", "labels", "negatives"),
+    ("anchors", "candidates", "groups", "negatives"),
     [
         (["a", "b", "c"], ["x", "y", "z"], None, [2, 2, 2]),
         (["a", "a", "c"], ["x", "y", "z"], None, [1, 1, 2]),  # one anchor, two right answers
         (["a", "b", "c"], ["x", "x", "z"], None, [1, 1, 2]),  # one candidate twice
         (["a", "b", "c"], ["x", "a", "z"], None, [1, 1, 2]),  # an anchor is another's candidate
-        (["a", "b", "c"], ["x", "y", "z"], ["play", "play", "stop"], [1, 1, 2]),
-        (["a", "b", "c"], ["x", "y", "z"], [None, None, "a"], [2, 2, 2]),  # a label is no text
+        (["a", "b", "c"], ["x", "y", "z"], [7, 7, 8], [1, 1, 2]),
+        (["a", "b", "c"], ["x", "y", "z"], [identity("c"), 7, 8], [1, 2, 1]),  # groups are named by texts
+        (["a", "b", "c"], ["x", "y", "z"], [-1, -1, 7], [2, 2, 2]),
     ],
-    ids=["distinct", "anchor", "candidate", "crosswise", "label", "unlabelled"],
+    ids=["distinct", "anchor", "candidate", "crosswise", "group", "group-of-text", "no-group"],
 )
 def test_losses_what_belongs_together_is_no_negative(
-    anchors: list[str], candidates: list[str], labels: list[str | None] | None, negatives: list[int]
+    anchors: list[str], candidates: list[str], groups: list[int] | None, negatives: list[int]
 ) -> None:
     outcome = full_batch_loss(
-        normal(3, 4), normal(3, 4, seed=1), pair_groups(anchors, candidates, labels), world=ALONE
+        normal(3, 4), normal(3, 4, seed=1), pair_groups(anchors, candidates, groups), world=ALONE
     )
     assert outcome.negatives is not None
     assert outcome.negatives.tolist() == negatives
@@ -140,7 +143,7 @@ def test_losses_text_ids_are_of_the_text_alone() -> None:
     assert ids[0] == ids[2]
     assert len(set(ids.tolist())) == 3
     assert (ids >= 0).all()
-    assert ids[1] == 7237300155227951709  # on every machine, for ever: BLAKE2b, not hash()
+    assert ids[1] == identity("hello")
 
 
 def test_losses_full_batch_needs_a_group_for_each_pair() -> None:
@@ -217,6 +220,17 @@ def test_losses_cross_entropy_of_nothing_is_nothing() -> None:
     assert (gradient == 0).all()
 
 
+def test_losses_binary_cross_entropy_is_the_loop() -> None:
+    logits, targets = normal(2, 3), torch.tensor([[1.0, 0.0, -1.0], [0.5, -1.0, -1.0]], dtype=torch.float64)
+    terms = [
+        -target * math.log(1 / (1 + math.exp(-logit))) - (1 - target) * math.log(1 / (1 + math.exp(logit)))
+        for logit, target in zip(logits.flatten().tolist(), targets.flatten().tolist(), strict=True)
+        if target >= 0
+    ]
+    outcome = binary_cross_entropy(logits, targets, world=ALONE)
+    assert outcome.loss.item() == pytest.approx(sum(terms) / 3, abs=1e-12)
+
+
 # --- ranks ------------------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +286,7 @@ def fed(name: str) -> tuple[list[Tensor], Tensor]:
         "labels": torch.tensor([0, 1, 2, 2, 0, 1, -1, 0]),
         "scores": torch.tensor([0, 1, 1, 0, 0, 1, 0, 1]) if name == "contrastive" else normal(8).sigmoid(),
         "classes": torch.tensor([0, 1, 2, 3, 0, -100, -100, 1]),
+        "probabilities": (normal(8, 4, seed=2).sign() / 2 + 0.5).index_fill(0, torch.tensor([5, 6]), -1.0),
     }[recipe.targets]
     if name.startswith("token"):
         targets = torch.tensor([[0, 1, 2], [3, -100, -100]] * 2 + [[-100, -100, 1]] * 4)
