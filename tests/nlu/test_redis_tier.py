@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -371,6 +371,33 @@ async def test_redis_tier_a_caller_may_be_cancelled(
     assert tier.rejected == 0
 
 
+Speak = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def peer(speak: Speak) -> AsyncIterator[str]:
+    """The URL of a server that is no Redis; its connections are closed in the end."""
+    calls: list[asyncio.Task[None]] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await speak(reader, writer)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    def called(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        calls.append(asyncio.create_task(answer(reader, writer)))
+
+    server = await asyncio.start_server(called, "127.0.0.1", 0)
+    yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    server.close()
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
 @pytest.mark.parametrize(
     "reply",
     [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x00\xff\r\n", b"+OK\r\n", b":12\r\n", b"-ERR no\r\n", b"$abc\r\n", b"$-5\r\n",
@@ -382,14 +409,12 @@ async def test_redis_tier_never_raises_whatever_the_peer_says(reply: bytes) -> N
         while reply and await reader.read(1000):
             writer.write(reply * 9)
             await writer.drain()
-        writer.close()
 
-    server = await asyncio.start_server(speak, "127.0.0.1", 0)
-    tier = RedisTier(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
-    assert await failing(tier, 3) == [None] * 3
-    tier.put(HELLO, FULL)
-    await tier.close()
-    server.close()
+    async with peer(speak) as url:
+        tier = RedisTier(url)
+        assert await failing(tier, 3) == [None] * 3
+        tier.put(HELLO, FULL)
+        await tier.close()
 
 
 async def test_redis_tier_does_not_wait_for_a_peer_that_drips() -> None:
@@ -402,15 +427,13 @@ async def test_redis_tier_does_not_wait_for_a_peer_that_drips() -> None:
             writer.write(b"x")
             await asyncio.sleep(0.005)
         done.set()
-        writer.close()
 
-    server = await asyncio.start_server(drip, "127.0.0.1", 0)
-    tier = RedisTier(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
-    assert await get(tier) is None
-    assert tier.errors == 1
-    assert not done.is_set()
-    await tier.close()
-    server.close()
+    async with peer(drip) as url:
+        tier = RedisTier(url)
+        assert await get(tier) is None
+        assert tier.errors == 1
+        assert not done.is_set()
+        await tier.close()
 
 
 # --- the breaker ---
