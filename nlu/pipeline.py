@@ -32,8 +32,7 @@ class Pipeline:
 
     engine: Engine
     cache: EncodingCache
-    answers: Lru[bytes]
-    keeps_answers: bool
+    answers: Lru[bytes] | None
     default_persona: str
 
     def moment(self, as_of: datetime | None) -> int:

@@ -6,6 +6,7 @@ redis-py's defaults (5 s timeouts, 10 retries) would hold a request for seconds,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import random
@@ -115,7 +116,8 @@ class RedisTier:
     async def close(self) -> None:
         """Finish writing and hang up."""
         await asyncio.gather(*self._writes, return_exceptions=True)
-        await self._redis.aclose()
+        with contextlib.suppress(Exception):  # hanging up can time out too
+            await self._redis.aclose()
 
     async def _write(self, phrase_key: bytes, value: bytes) -> None:
         try:

@@ -136,18 +136,26 @@ class NluServicer:
 
     async def _one(self, request: pb.UnderstandRequest, pipeline: Pipeline, deadline: float) -> bytes:
         """One turn's reply, serialised; a question this engine was asked before is answered from memory."""
+        answers = pipeline.answers
+        if answers is None:
+            return (await self._computed(request, pipeline, deadline)).SerializeToString()
         began = time.perf_counter_ns()
         question = wire.question(request, pipeline.moment(wire.clock(request)))
-        kept = pipeline.answers.get(question)
+        kept = answers.get(question)
         if kept is not None:
             metrics.KNOWN.inc()
             return wire.given_again(kept, request.request_id, time.perf_counter_ns() - began)
-        utterance = wire.utterance(request)
-        message = wire.reply_message(await pipeline.understand(utterance, deadline=deadline), utterance)
-        keepable = wire.keepable(message) if pipeline.keeps_answers else None
+        message = await self._computed(request, pipeline, deadline)
+        keepable = wire.keepable(message)
         if keepable is not None:
-            pipeline.answers.put(question, keepable, len(question) + len(keepable) + _ANSWER_OVERHEAD)
+            answers.put(question, keepable, len(question) + len(keepable) + _ANSWER_OVERHEAD)
         return message.SerializeToString()
+
+    async def _computed(
+        self, request: pb.UnderstandRequest, pipeline: Pipeline, deadline: float
+    ) -> pb.UnderstandReply:
+        utterance = wire.utterance(request)
+        return wire.reply_message(await pipeline.understand(utterance, deadline=deadline), utterance)
 
     async def _outcome(
         self, request: pb.UnderstandRequest, pipeline: Pipeline, deadline: float

@@ -94,7 +94,7 @@ async def pipeline_of(engine: Engine, settings: Settings) -> AsyncIterator[Pipel
         max_batch=vectorizer.max_batch,
     )
     lru: Lru[Encoding] = Lru(settings.lru_bytes)
-    answers: Lru[bytes] = Lru(settings.answers_bytes)
+    answers: Lru[bytes] | None = Lru(settings.answers_bytes) if settings.answers_bytes else None
     secret = settings.cache_secret.get_secret_value().encode()
     redis = RedisTier(settings.redis, secret=secret) if settings.redis else None
     _watch(batcher, lru, redis)
@@ -109,7 +109,7 @@ async def pipeline_of(engine: Engine, settings: Settings) -> AsyncIterator[Pipel
         batcher=batcher,
     )
     try:
-        yield Pipeline(engine, cache, answers, settings.answers_bytes > 0, settings.persona)
+        yield Pipeline(engine, cache, answers, settings.persona)
     finally:
         await batcher.close()
         if redis is not None:

@@ -154,7 +154,7 @@ def vars_of(parity: Parity) -> dict[str, float]:
 
 def _hush() -> None:
     """Progress is ours to show, and that torchvision is not installed is no news."""
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
 

@@ -115,7 +115,11 @@ def test_loading_accepts_a_signed_bundle_and_refuses_another_key(tiny: Made, tmp
 
     (private, public), (_, other) = generate_key(), generate_key()
     bundle = build(
-        parts.collect(tiny.parts), tmp_path / "b", requires_service=">=0.1.0.dev0", created=CREATED, signing_key=private
+        parts.collect(tiny.parts),
+        tmp_path / "b",
+        requires_service=">=0.1.0.dev0",
+        created=CREATED,
+        signing_key=private,
     )
     verify(bundle.path, service=SERVICE, keyring=Keyring({key_id(public): public}), require_signature=True)
     with pytest.raises(StaticsError) as refused:

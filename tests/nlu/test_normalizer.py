@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from nlu import normalizer
 from nlu.errors import InvalidInput
 from nlu.normalizer import MAX_BYTES, MAX_CODE_POINTS, MAX_COMBINING_RUN, Phrase, normalize
 
@@ -97,6 +98,22 @@ def test_normalizer_maps_later_characters_no_earlier(text: str, uncased: bool) -
     phrase = accepted(text, uncased=uncased)
     bounds = [phrase.to_original(i, i + 1) for i in range(len(phrase.text))]
     assert bounds == sorted(bounds)
+
+
+european = st.text(alphabet=st.characters(max_codepoint=0x52F, exclude_categories=["Cs"]), max_size=24)
+
+
+@thorough
+@given(st.one_of(european, hostile), st.booleans())
+@example("Straße  İſı ŉ ª ½ µ ΐ ς Ёё", True)
+def test_normalizer_short_way_agrees_with_the_long_one(text: str, uncased: bool) -> None:
+    short = accepted(text, uncased=uncased)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(normalizer, "_plain", lambda text, *, uncased: None)
+        long = normalize(text, uncased=uncased)
+    assert short.text == long.text
+    bounds = [(short.to_original(i, i + 1), long.to_original(i, i + 1)) for i in range(len(short.text))]
+    assert [one for one, other in bounds if one != other] == []
 
 
 @pytest.mark.parametrize(
