@@ -207,6 +207,46 @@ def export(
         )
 
 
+@vectorizer_app.command()
+def evaluate(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Vectorizer folders; the others are held against the first.")
+    ],
+    suite: Annotated[
+        Literal["quick", "full"], typer.Option(help="A minute on small samples, or everything.")
+    ] = "quick",
+    data: Annotated[Path, typer.Option(help="The folder of public datasets.")] = Path("../shared/data"),
+    out_folder: Annotated[Path, typer.Option("--out", help="Where evaluation.json, .md and .png go.")] = Path(
+        "runs/evaluation"
+    ),
+    dims: Annotated[
+        str, typer.Option(help="Also cut to these widths by PCA, e.g. 300,256,128; intents and STS alone.")
+    ] = "",
+    store: Annotated[
+        Path, typer.Option(help="Vectors are kept here, so that a second run need not encode.")
+    ] = Path(".cache/vectors"),
+    as_json: JsonOption = False,
+) -> None:
+    """Compare vectorizers side by side through light heads on frozen vectors."""
+    with _extra("train"):
+        from nlu.training import evaluate as evaluation
+        from nlu.training.config import Evaluate
+    try:
+        widths = [int(width) for width in dims.split(",") if width.strip()]
+    except ValueError as error:
+        raise typer.BadParameter(f"--dims {dims!r}: expected widths such as 300,256,128") from error
+    with _bar() as track:
+        found = evaluation.evaluate(
+            folders, data, Evaluate(suite=suite), dims=widths, store=store, progress=track.step
+        )
+    written = evaluation.write(found, out_folder)
+    if as_json:
+        _print_json(evaluation.as_json(found))
+    else:
+        out.print(evaluation.table(found))
+        out.print(f"{', '.join(map(str, written))}: suite {found.suite}, {found.seconds:.0f} s")
+
+
 @cache_app.command("build")
 def cache_build(
     phrases: Annotated[

@@ -17,11 +17,11 @@ import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -44,6 +44,7 @@ from nlu.training.config import Evaluate
 from nlu.training.datasets import DEV, OUT_OF_SCOPE, TEST, TRAIN, Example, Pair, Scored
 from nlu.vectorizer import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE, Vectorizer
 
+T = TypeVar("T")
 FloatArray = NDArray[np.float32]
 Rows = NDArray[np.int64]
 Statistic = Callable[[Rows], float]  # the number that some test rows give; rows may repeat
@@ -73,6 +74,7 @@ _TOLERANCE = 1e-5
 _MAX_ITERATIONS = 300
 _ENCODED_AT_ONCE = 1024
 _TIMING_PASSES = 3
+_TIMED = "clinc150"
 
 
 # --- what comes out
@@ -100,7 +102,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the table; `scores` are in the order of the columns, None where a column has no such number."""
+    """One line of the table; `scores` are in the order of the columns."""
 
     task: str
     data: str
@@ -109,7 +111,7 @@ class Line:
     metric: str
     items: int  # test rows; for cost 0, or phrases timed
     unseen: bool  # no vectorizer is meant to have trained on this set
-    scores: tuple[Score | None, ...]
+    scores: tuple[Score, ...]
 
     @property
     def higher_is_better(self) -> bool:
@@ -169,7 +171,7 @@ def evaluate(
     """Measure vectorizer folders on the public sets under `data`; the first is what the others are held against.
 
     With `dims` each vectorizer stands beside itself cut to these widths by PCA of training phrases, on intents and
-    similarity alone. `workers` threads encode (0: one a core); phrases per millisecond are always of one thread.
+    similarity alone. `workers` threads encode (0: one a core); milliseconds per phrase are always of one thread.
     Raises FileNotFoundError before any work where a set is missing, and VectorizerRefused.
     """
     began = time.perf_counter()
@@ -178,17 +180,20 @@ def evaluate(
     sizes = SIZES[settings.suite]
     exams = [exam for exam in EXAMS if exam.belongs(settings.suite, sweep=bool(dims))]
     digests = _check_data(exams, data)
-    vectorizers = [Vectorizer(folder) for folder in folders]
     names = _names(folders)
+    vectorizers = [Vectorizer(folder) for folder in folders]
+    widest = max(vectorizer.dim for vectorizer in vectorizers)
+    if dims and not 0 < min(dims) < widest:
+        raise ValueError(f"dims: found {list(dims)}, expected widths below {widest}; leave the others out")
     desks = {uncased: Desk(data, settings, sizes, uncased) for uncased in (True, False)}
     candidates: list[Candidate] = []
     lines: list[Line] = []
-    try:
+    with ExitStack() as stores:
         for name, vectorizer in zip(names, vectorizers, strict=True):
             stored = Stored(store, vectorizer, workers or os.cpu_count() or 1, partial(report, "encoding"))
+            stores.enter_context(closing(stored))
             whole = Candidate(name, vectorizer.spec.uncased, stored)
-            desk = desks[whole.uncased]
-            candidates += [whole, *_truncated(whole, vectorizer.dim, dims, desk)]
+            candidates += [whole, *_truncated(whole, vectorizer.dim, dims, desks[whole.uncased])]
         columns = _columns(candidates, dict(zip(names, zip(folders, vectorizers, strict=True), strict=True)))
         if not dims:
             lines += _cost(columns, vectorizers, desks, sizes)
@@ -196,12 +201,8 @@ def evaluate(
             report("exams", done, len(exams))
             lines += sit(exam, candidates, desks, sizes.resamples)
         report("exams", len(exams), len(exams))
-    finally:
-        for candidate in candidates:
-            if isinstance(candidate.encode, Stored):
-                candidate.encode.close()
-    record_of = settings.model_dump() | {"dims": list(dims), "resamples": sizes.resamples, "seed": _SEED}
-    return Evaluation(settings.suite, record_of, columns, tuple(lines), digests, time.perf_counter() - began)
+    made_with = settings.model_dump() | {"dims": list(dims), "resamples": sizes.resamples, "seed": _SEED}
+    return Evaluation(settings.suite, made_with, columns, tuple(lines), digests, time.perf_counter() - began)
 
 
 def sit(
@@ -414,8 +415,6 @@ def principal_axes(vectors: FloatArray) -> FloatArray:
 
 def _truncated(whole: Candidate, dim: int, dims: Sequence[int], desk: Desk) -> list[Candidate]:
     """The same vectorizer cut to each width below its own."""
-    if any(width < 1 for width in dims):
-        raise ValueError(f"dims: found {list(dims)}, expected widths of at least 1; leave the others out")
     narrower = [width for width in dict.fromkeys(dims) if width < dim]
     if not narrower:
         return []
@@ -457,7 +456,7 @@ class Sizes:
 
 
 SIZES: Mapping[str, Sizes] = {
-    "quick": Sizes(per_label=16, train=2000, tagged=500, dev=300, test=500, resamples=300, timed=100),
+    "quick": Sizes(per_label=16, train=2000, tagged=500, dev=500, test=500, resamples=300, timed=100),
     "full": Sizes(per_label=0, train=0, tagged=0, dev=0, test=0, resamples=1000, timed=400),
 }
 
@@ -503,7 +502,7 @@ class Desk:
         return some(self.all(name, split), limit)
 
 
-def some[T](items: Sequence[T], limit: int) -> list[T]:
+def some(items: Sequence[T], limit: int) -> list[T]:
     """`limit` of the items by a fixed draw, in their order; 0: all."""
     if not limit or len(items) <= limit:
         return list(items)
@@ -674,7 +673,7 @@ def _scope(head: Any, train: FloatArray, inside: FloatArray, outside: FloatArray
     ]
 
 
-def labels(
+def one_label(
     task: str,
     data: str,
     language: str,
@@ -716,7 +715,7 @@ def emotions(data: str, language: str, source: str, **options: bool) -> Exam:
     splits = (TRAIN, DEV, TEST)
 
     def prepare(desk: Desk) -> Judge:
-        limits = {TRAIN: desk.sizes.train, DEV: desk.sizes.dev * 2, TEST: desk.sizes.test}
+        limits = {TRAIN: desk.sizes.train, DEV: desk.sizes.dev, TEST: desk.sizes.test}
         rows = {split: desk.labelled(source, split, limits[split]) for split in splits}
         rows[TRAIN] = without(rows[TRAIN], desk.labelled(source, TEST, 0))
         return partial(_judge_emotions, rows)
@@ -858,17 +857,17 @@ EXAMS: tuple[Exam, ...] = (
     intents("clinc150", "en", "clinc150", dev=True, outside="clinc150.full"),
     intents("banking77", "en", "banking77"),
     intents("hint3", "en", "hint3.curekart", "hint3.powerplay11", "hint3.sofmattress", unseen=True),
-    intents("home_assistant", "en", "home_assistant_intents.en", full_only=True),
+    intents("home_assistant.en", "en", "home_assistant_intents.en", full_only=True),
     emotions("goemotions", "en", "goemotions"),
-    labels("toxicity", "davidson", "en", "davidson_hate_offensive", rename=_TOXICITY),
+    one_label("toxicity", "davidson", "en", "davidson_hate_offensive", rename=_TOXICITY),
     spans("slots", "snips", "en", "snips.slots"),
     spans("entities", "wnut17", "en", "wnut17"),
-    similarity("stsb", "en", "stsb.en"),
+    similarity("stsb.en", "en", "stsb.en"),
     replies("self_dialogue", "en", "self_dialogue.replies"),
-    intents("home_assistant", "ru", "home_assistant_intents.ru"),
-    labels("toxicity", "detox", "ru", "ru_toxicity_detox", test=DEV, dev=False, full_only=True),
+    intents("home_assistant.ru", "ru", "home_assistant_intents.ru"),
+    one_label("toxicity", "detox", "ru", "ru_toxicity_detox", test=DEV, dev=False, full_only=True),
     spans("entities", "factrueval2016", "ru", "factrueval2016", full_only=True),
-    similarity("stsb", "ru", "stsb.ru"),
+    similarity("stsb.ru", "ru", "stsb.ru"),
     replies("movie_dialogs", "ru", "ru_movie_dialogs", full_only=True),
 )
 
@@ -1036,13 +1035,8 @@ def nearest(vectors: FloatArray, known: FloatArray) -> FloatArray:
 def _cost(
     columns: Sequence[Column], vectorizers: Sequence[Vectorizer], desks: Mapping[bool, Desk], sizes: Sizes
 ) -> list[Line]:
-    sets = [exam.needs[0][0] for exam in EXAMS if exam.data in ("clinc150", "home_assistant")]
     phrases = [
-        [
-            row.phrase
-            for name in (sets[0],)
-            for row in desks[vectorizer.spec.uncased].labelled(name, TEST, sizes.timed)
-        ]
+        [row.phrase for row in desks[vectorizer.spec.uncased].labelled(_TIMED, TEST, sizes.timed)]
         for vectorizer in vectorizers
     ]
     taken = time_each([vectorizer.encode for vectorizer in vectorizers], phrases)
@@ -1051,7 +1045,7 @@ def _cost(
         Outcome("cost", "one thread", "ms per phrase", len(times), median_of(times)) for times in taken
     ]
     return [
-        Line("cost", "clinc150", "", "on disk", "MB", 0, False, size),
+        Line("cost", "", "", "on disk", "MB", 0, False, size),
         Line(
             "cost",
             "clinc150",
@@ -1109,7 +1103,7 @@ def write(evaluation: Evaluation, out: Path) -> tuple[Path, ...]:
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
     """The evaluation as JSON types."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(evaluation), default=dict))
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(evaluation)))
     return plain
 
 
@@ -1182,14 +1176,13 @@ def figure(evaluation: Evaluation) -> Figure:
 def _bars(axes: Axes, title: str, lines: Sequence[Line], names: Sequence[str]) -> None:
     places = np.arange(len(lines))
     for i, name in enumerate(names):
-        known = [(place, line.scores[i]) for place, line in zip(places, lines, strict=True)]
-        drawn = [(place, score) for place, score in known if score is not None]
-        values = np.array([score.value for _, score in drawn])
-        low = values - [score.value if score.low is None else score.low for _, score in drawn]
-        high = [score.value if score.high is None else score.high for _, score in drawn] - values
+        scores = [line.scores[i] for line in lines]
+        values = np.array([score.value for score in scores])
+        low = values - [score.value if score.low is None else score.low for score in scores]
+        high = [score.value if score.high is None else score.high for score in scores] - values
         shift = (i - (len(names) - 1) / 2) * 0.7 / len(names)
         axes.errorbar(
-            *(values, [place + shift for place, _ in drawn]),
+            *(values, places + shift),
             xerr=np.maximum(0.0, [low, high]),
             fmt="o",
             markersize=3,
@@ -1218,10 +1211,10 @@ def _sweep_figure(evaluation: Evaluation) -> Figure:
             points = sorted(
                 (column.width, score.value)
                 for column, score in zip(evaluation.columns, line.scores, strict=True)
-                if column.folder == folder and score is not None
+                if column.folder == folder
             )
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=Path(folder).name)
-        axes.set_title(f"{_data(line)} {line.language}, {line.condition}, {line.metric}", fontsize=8)
+        axes.set_title(f"{_data(line)}, {line.condition}, {line.metric}", fontsize=8)
         axes.grid(alpha=0.3)
     for axes in grid[len(shown) :]:
         axes.set_axis_off()
@@ -1235,11 +1228,9 @@ def _data(line: Line) -> str:
 
 def _cell(line: Line, column: int) -> Text:
     score = line.scores[column]
-    if score is None:
-        return Text("")
     if not line.higher_is_better:
         first = line.scores[0]
-        ratio = f" ({score.value / first.value:.2f}x)" if column and first is not None and first.value else ""
+        ratio = f" ({score.value / first.value:.2f}x)" if column and first.value else ""
         return Text(f"{score.value:.2f}{ratio}")
     margin = ""
     if score.spread is not None:
