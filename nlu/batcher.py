@@ -117,7 +117,7 @@ class Batcher:
         began = time.monotonic()
         try:
             encodings = await asyncio.get_running_loop().run_in_executor(
-                self._pool, self._encode, phrases, tokens
+                self._pool, self._guarded, phrases, tokens
             )
             if len(encodings) != len(batch):
                 raise RuntimeError(f"{len(encodings)} encodings for {len(batch)} phrases; this is a bug")
@@ -129,6 +129,13 @@ class Batcher:
         for ticket, encoding in zip(batch, encodings, strict=True):
             if not ticket.future.done():
                 ticket.future.set_result(encoding)
+
+    def _guarded(self, phrases: Sequence[str], tokens: bool) -> list[Encoding]:
+        """A StopIteration cannot be set on a future: it would leave its waiters hanging."""
+        try:
+            return self._encode(phrases, tokens)
+        except StopIteration as error:
+            raise RuntimeError("the vectorizer raised StopIteration") from error
 
     async def _failed(self, batch: list[Ticket], error: Exception) -> None:
         """One bad phrase must not fail its batchmates: run them again one by one."""

@@ -68,7 +68,7 @@ class EncodingCache:
         found = self._near(phrase_key, tokens=tokens)
         if found is not None:
             return found
-        flight = self._flights.get((phrase_key, tokens))
+        flight = self._flights.get((phrase_key, tokens)) or self._flights.get((phrase_key, True))
         if flight is None:
             flight = self._flights[phrase_key, tokens] = _Flight((phrase_key, tokens), deadline)
             flight.task = asyncio.create_task(self._fetch(flight, phrase_key, phrase, tokens=tokens))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from nlu.settings import Settings
 from statics.version import service_version
@@ -140,14 +141,16 @@ def _installed(*distributions: str) -> list[str]:
 
 
 def _redis(settings: Settings) -> Iterator[Finding]:
-    if not settings.redis:
+    url = settings.redis.get_secret_value()
+    if not url:
         yield Finding(
             "redis", "ok", "not configured; phrases are cached in this process only (NLU_REDIS sets it)"
         )
         return
     import redis
 
-    client = redis.Redis.from_url(settings.redis, socket_timeout=1.0, socket_connect_timeout=1.0)
+    where = urlsplit(url).hostname or "redis"  # never the password
+    client = redis.Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0)
     try:
         began = time.perf_counter()
         client.ping()
@@ -156,13 +159,13 @@ def _redis(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "redis",
             "note",
-            f"{settings.redis}: {error}",
+            f"{where}: {error}",
             "serving goes on without it; start it or unset NLU_REDIS",
         )
         return
     finally:
         client.close()
-    yield Finding("redis", "ok", f"{settings.redis} answers in {took:.1f} ms")
+    yield Finding("redis", "ok", f"{where} answers in {took:.1f} ms")
 
 
 def _store(settings: Settings) -> Iterator[Finding]:

@@ -12,9 +12,10 @@ import logging
 import random
 import time
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
 
 from annotators.annotator import Encoding
 from nlu.record import KEY_BYTES, pack, unpack
@@ -26,6 +27,7 @@ MAX_VALUE = 64 * 1024  # bytes; 512 code points of token vectors fit, a planted 
 _TTL_S = 24 * 3600
 _FAILURES_TO_OPEN = 5
 _OPEN_S = 1.0
+_CONNECTIONS = 8
 _MAX_WRITES = 64  # more writes than this under way are dropped: the hot path never waits for the cache
 _MAC_BYTES = 16
 _PREFIX = b"chorus:"
@@ -70,14 +72,17 @@ class RedisTier:
     """Encodings in Redis. A value repeats its key and is authenticated with the deployment's secret."""
 
     def __init__(self, url: str, *, secret: bytes = b"") -> None:
-        self._redis: Redis = Redis.from_url(
+        # A cold burst waits its turn for a few connections: opening one for everybody at once takes longer than 20 ms.
+        pool = BlockingConnectionPool.from_url(
             url,
+            max_connections=_CONNECTIONS,
+            timeout=TIMEOUT_S,
             socket_timeout=TIMEOUT_S,
             socket_connect_timeout=TIMEOUT_S,
             retry=Retry(NoBackoff(), 0),
-            max_connections=64,
             health_check_interval=0,
         )
+        self._redis: Redis = Redis.from_pool(pool)
         self._secret = hashlib.blake2b(secret, digest_size=32).digest()
         self._writes: set[asyncio.Task[None]] = set()
         self.breaker = Breaker()
@@ -92,6 +97,11 @@ class RedisTier:
         try:
             async with asyncio.timeout(2 * TIMEOUT_S):
                 value = await self._redis.getrange(_PREFIX + phrase_key, 0, MAX_VALUE)
+        except (
+            ResponseError
+        ):  # Redis is well; somebody put another kind of value under this key, or locked us out
+            self.errors += 1
+            return None
         except Exception:  # a peer that is no Redis makes redis-py raise ValueError, TypeError and more
             self.errors += 1
             self.breaker.failed()

@@ -96,7 +96,8 @@ async def pipeline_of(engine: Engine, settings: Settings) -> AsyncIterator[Pipel
     lru: Lru[Encoding] = Lru(settings.lru_bytes)
     answers: Lru[bytes] | None = Lru(settings.answers_bytes) if settings.answers_bytes else None
     secret = settings.cache_secret.get_secret_value().encode()
-    redis = RedisTier(settings.redis, secret=secret) if settings.redis else None
+    url = settings.redis.get_secret_value()
+    redis = RedisTier(url, secret=secret) if url else None
     _watch(batcher, lru, redis)
     metrics.SERVING.labels(engine.versions.bundle, engine.versions.vectorizer, engine.versions.service).set(1)
     cache = EncodingCache(

@@ -26,7 +26,7 @@ class Settings(BaseSettings):
     keyring: Path | None = None  # trusted public keys, from the deployment and never from the store
     require_signature: bool = False  # production: true
 
-    redis: str = ""  # redis://host:6379/0; empty: no shared cache
+    redis: SecretStr = SecretStr("")  # redis://:password@host:6379/0; empty: no shared cache
     cache_secret: SecretStr = SecretStr("")  # authenticates values in a Redis that others can write to
     lru_bytes: int = Field(64 * 2**20, ge=0)  # about 10,000 phrases with token vectors
     answers_bytes: int = Field(16 * 2**20, ge=0)  # about 6,000 whole answers; 0 computes every answer anew

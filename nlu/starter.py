@@ -37,7 +37,8 @@ Progress = Callable[[str, int, int], None]
 
 PERSONAS = ("calm", "lively")
 SURFACES = ("speaker", "tv", "phone", "car")
-_COLD_GROUPS = ("smalltalk", "assistant", "control")
+_CHITCHAT_GROUPS = ("smalltalk", "assistant")
+_COLD_GROUPS = (*_CHITCHAT_GROUPS, "control")
 
 # GoEmotions' labels as the authored ones; the rest of its 28 have no counterpart and are left out.
 _GOEMOTIONS = {
@@ -146,17 +147,19 @@ def _authored_heads(content: Content, vectors: Vectors, fingerprint: str) -> tup
     def about(name: str, task: str) -> About:
         return About(name, task, fingerprint, made_by="starter content")
 
-    strangers = content.out_of_scope
+    moods = [example for example in content.emotions if example.label != "neutral"]
     scope = [
-        *(_relabelled(example, "in_scope") for example in content.intents),
-        *strangers,
+        *(_relabelled(e, "chitchat" if e.group in _CHITCHAT_GROUPS else "command") for e in content.intents),
+        *(_relabelled(example, "chitchat") for example in moods),
+        *content.out_of_scope,
     ]
     domains = [_relabelled(example, example.group) for example in content.intents]
     topics = _topics(content)
-    outsiders = vectors.sentences(_phrases(_training(strangers)))
+    # What no intent answers to: the thresholds of the intents are fitted against it.
+    outsiders = vectors.sentences(_phrases(_training([*content.out_of_scope, *moods])))
     heads: list[Head] = [
         _sentence(about("intent", "intent"), content.intents, vectors, outsiders=outsiders),
-        _sentence(about("domain", "topic"), domains, vectors),
+        _sentence(about("domain", "topic"), domains, vectors, outsiders=outsiders),
         _sentence(about("scope", "out-of-scope"), scope, vectors),
         _sentence(about("emotion", "emotion"), content.emotions, vectors),
         _sentence(about("toxicity", "toxicity"), content.toxicity, vectors),
@@ -260,6 +263,8 @@ def _anchors(
 ) -> Head:
     train = _training(examples)
     rows = vectors.sentences(_phrases(train))
+    # As many strangers as anchors: how often a stranger comes is not for the calibration to guess.
+    outsiders = outsiders[:: max(1, len(outsiders) // len(rows))]
     return fit.make_anchors(about, _phrases(train), rows, [e.label for e in train], outsiders=outsiders)
 
 
@@ -386,11 +391,12 @@ def _measure(fleet: Fleet, name: str, examples: Sequence[Example], vectors: Vect
     gold = [example.label for example in examples]
     measured = report.classification([answer.labels for answer in answers], gold)
     labels = sorted(set(gold))
-    if len(labels) == 2:
-        scores = [
-            next(label.score for label in answer.labels if label.label == labels[-1]) for answer in answers
-        ]
-        measured["auroc"] = report.auroc(np.array(scores), np.array([label == labels[-1] for label in gold]))
+    if len(labels) == 2 or "out_of_scope" in labels:
+        told = (
+            "out_of_scope" if "out_of_scope" in labels else labels[-1]
+        )  # the label worth telling from the rest
+        scores = [next(label.score for label in answer.labels if label.label == told) for answer in answers]
+        measured["auroc"] = report.auroc(np.array(scores), np.array([label == told for label in gold]))
     return measured
 
 

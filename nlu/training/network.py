@@ -617,7 +617,7 @@ def _merged(encoder: Any) -> Any:
     words = encoder.get_input_embeddings()
     if isinstance(words, _Prompted):
         rows = torch.cat([words.words.weight[: words.first], words.rows()]).detach()
-        plain = nn.Embedding.from_pretrained(rows, freeze=False, padding_idx=words.words.padding_idx)
+        plain = nn.Embedding.from_pretrained(rows, freeze=False, padding_idx=words.words.padding_idx)  # type: ignore[no-untyped-call]
         encoder.set_input_embeddings(plain)
         encoder.config.vocab_size = len(rows)
     for name, module in list(encoder.named_modules()):

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from nlu.settings import Settings
 
@@ -22,7 +22,7 @@ def test_settings_without_variables_listen_to_this_machine_alone() -> None:
     settings = Settings()
     assert (settings.host, settings.port, settings.metrics_port) == ("127.0.0.1", 50051, 9464)
     assert (settings.bundle, settings.store, settings.channel) == (None, "", "prod")
-    assert (settings.redis, settings.cache_secret.get_secret_value()) == ("", "")
+    assert (settings.redis, settings.cache_secret) == (SecretStr(""), SecretStr(""))
     assert (settings.keyring, settings.require_signature) == (None, False)
     assert settings.workers == os.cpu_count()
 
@@ -36,7 +36,7 @@ def test_settings_without_variables_listen_to_this_machine_alone() -> None:
         ("metrics", "false", False),
         ("bundle", "/srv/bundle", Path("/srv/bundle")),
         ("store", "s3://bucket/prefix", "s3://bucket/prefix"),
-        ("redis", "redis://cache:6379/0", "redis://cache:6379/0"),
+        ("redis", "redis://cache:6379/0", SecretStr("redis://cache:6379/0")),
         ("lru_bytes", "0", 0),
         ("workers", "3", 3),
         ("queue", "1", 1),
