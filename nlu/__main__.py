@@ -405,8 +405,8 @@ def bundle_publish(
     channel: Annotated[str | None, typer.Option(help="Default: the channel in the manifest.")] = None,
 ) -> None:
     """Publish a bundle: blobs, manifest, and last the channel's pointer."""
+    from statics.locate import open_store
     from statics.publish import publish
-    from statics.store import open_store
 
     bundle = _verified(folder, _settings())
     with _bar() as track:
@@ -421,9 +421,9 @@ def bundle_pull(
     channel: Annotated[str, typer.Option(help="Which channel.")] = "prod",
 ) -> None:
     """Pull a channel's bundle: only what is missing, verified, all or nothing."""
+    from statics.locate import open_store
     from statics.pull import pull
     from statics.signing import Keyring
-    from statics.store import open_store
     from statics.version import service_version
 
     settings = _settings()

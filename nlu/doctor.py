@@ -173,7 +173,7 @@ def _store(settings: Settings) -> Iterator[Finding]:
         yield Finding("store", "ok", "not configured; the bundle comes from a folder (NLU_STORE sets it)")
         return
     from statics.errors import NotFound, StaticsError
-    from statics.store import open_store
+    from statics.locate import open_store
 
     key = f"channels/{settings.channel}.json"
     try:

@@ -26,9 +26,9 @@ from nlu.rpc import SERVER_OPTIONS, SERVICE, NluServicer
 from nlu.settings import Settings
 from statics.bundle import Bundle
 from statics.errors import NotFound, StaticsError
+from statics.locate import open_store
 from statics.pull import current, pull
 from statics.signing import Keyring
-from statics.store import open_store
 from statics.verify import verify
 from statics.version import service_version
 

@@ -2,9 +2,10 @@
 
 from statics.bundle import Bundle, Change, Part, build, diff
 from statics.errors import StaticsError
+from statics.locate import open_store
 from statics.manifest import Component, File, Manifest
 from statics.signing import Keyring
-from statics.store import FolderStore, Store, open_store
+from statics.store import FolderStore, Store
 
 # `verify`, `publish` and `pull` are imported from the modules of the same name.
 __all__ = [

@@ -17,9 +17,10 @@ from nlu.v1 import nlu_pb2 as pb
 from nlu.v1.nlu_pb2_grpc import NluStub
 from statics.bundle import Bundle, build, diff
 from statics.errors import StaticsError
+from statics.locate import open_store
 from statics.publish import publish
 from statics.signing import generate_key, key_id, save_private
-from statics.store import FolderStore, Store, open_store
+from statics.store import FolderStore, Store
 from tests.test_one_utterance import turn
 from tests.tiny import CREATED, Made
 

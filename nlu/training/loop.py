@@ -50,7 +50,7 @@ from nlu.training.sampler import Pool, Sampler
 
 FORMAT = 1
 STATE_FILE, MODEL_FILE, OPTIMIZER_FILE = "state.json", "model.safetensors", "optimizer.safetensors"
-REFERENCES = 8  # training rows of a label that held rows may be nearest to
+REFERENCES = 4  # training rows of a label that held rows may be nearest to
 
 
 class Diverged(ValueError):
@@ -537,7 +537,7 @@ def _recall(network: Network, held: Sequence[Example], columns: list[list[str]],
         pair.group == pairs[found].group or pair.positive == pairs[found].positive
         for pair, found in zip(pairs, nearest, strict=True)
     ]
-    return sum(right) / len(right)
+    return float(np.mean(right))
 
 
 def _nearest(network: Network, data: TaskData, phrases: list[str], batch: int) -> float:
@@ -550,7 +550,7 @@ def _nearest(network: Network, data: TaskData, phrases: list[str], batch: int) -
     labels = [label for label, near in references.items() for _ in near]
     known = network.encode([phrase for near in references.values() for phrase in near], batch=batch)
     found = (network.encode(phrases, batch=batch) @ known.T).argmax(dim=1).tolist()
-    return sum(labels[i] == label for i, label in zip(found, wanted, strict=True)) / len(wanted)
+    return float(np.mean([labels[i] == label for i, label in zip(found, wanted, strict=True)]))
 
 
 @torch.no_grad()
@@ -561,7 +561,7 @@ def _top_label(network: Network, data: TaskData, phrases: list[str], batch: int)
         data.labels[i] in (example.labels if isinstance(example, Labelled) else ())
         for i, example in zip(top, data.held, strict=True)
     ]
-    return sum(right) / len(right)
+    return float(np.mean(right))
 
 
 @torch.no_grad()

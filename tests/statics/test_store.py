@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from statics.errors import Conflict, Forbidden, NotFound, SizeMismatch, StoreUnavailable
+from statics.locate import open_store
 from statics.s3 import S3Store
-from statics.store import FolderStore, Store, blob_key, channel_key, manifest_key, open_store, signature_key
+from statics.store import FolderStore, Store, blob_key, channel_key, manifest_key, signature_key
 
 KEY = "channels/dev.json"
 

@@ -42,6 +42,7 @@ from nlu.vectorizer import SPEC_FILE, Vectorizer
 from tests.tiny import make_vectorizer
 
 SETTINGS = Evaluate(shots=(2, 3), seeds=3)
+BRIEF = Evaluate(shots=(2,), seeds=3)  # of whole runs
 
 
 # --- numbers
@@ -480,6 +481,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [one, wide, cased]
 
 
+A_FEW = tuple(exam for exam in EXAMS if exam.data in ("banking77", "stsb.en", "goemotions"))
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("vectors")
@@ -487,7 +491,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def evaluation(folders: list[Path], toy: Path, store: Path) -> Evaluation:
-    return evaluate.evaluate(folders, toy, SETTINGS, store=store)
+    return evaluate.evaluate(folders, toy, BRIEF, store=store)
 
 
 def test_evaluate_whole_run_has_every_line(evaluation: Evaluation) -> None:
@@ -543,7 +547,7 @@ def test_evaluate_second_run_encodes_nothing_and_says_the_same(
         raise AssertionError("a phrase was encoded again")
 
     monkeypatch.setattr(Vectorizer, "encode_corpus", encode)
-    again = evaluate.evaluate(folders, toy, SETTINGS, store=store)
+    again = evaluate.evaluate(folders, toy, BRIEF, store=store)
     assert without_cost(again) == without_cost(evaluation)
     assert again.data == evaluation.data
 
@@ -553,7 +557,7 @@ def test_evaluate_without_the_store_would_encode(
 ) -> None:
     monkeypatch.setattr(Vectorizer, "encode_corpus", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        evaluate.evaluate(folders[:1], toy, SETTINGS, store=tmp_path)
+        evaluate.evaluate(folders[:1], toy, BRIEF, store=tmp_path)
 
 
 def test_evaluate_store_gives_the_bits_of_the_vectorizer(vectorizer: Vectorizer, tmp_path: Path) -> None:
@@ -602,27 +606,32 @@ def test_evaluate_report_files(evaluation: Evaluation, tmp_path: Path) -> None:
 
 
 def test_evaluate_sweep_cuts_each_vectorizer(
-    folders: list[Path], toy: Path, store: Path, tmp_path: Path
+    evaluation: Evaluation,
+    folders: list[Path],
+    toy: Path,
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    swept = evaluate.evaluate(folders[:2], toy, SETTINGS, dims=(8, 4), store=store)
+    monkeypatch.setattr(evaluate, "EXAMS", A_FEW)
+    swept = evaluate.evaluate(folders[:2], toy, BRIEF, dims=(8, 4), store=store)
     assert [(column.name, column.width) for column in swept.columns] == [
         *(("one", 8), ("one@4", 4), ("wide", 16), ("wide@8", 8), ("wide@4", 4)),
     ]
-    assert {line.task for line in swept.lines} == {"intents", "out of scope", "similarity"}
-    full = evaluate.evaluate(folders[:1], toy, SETTINGS, store=store).line(
-        "intents", "hint3", "full", "accuracy"
-    )
-    assert swept.line("intents", "hint3", "full", "accuracy").scores[0].value == full.scores[0].value
+    assert {line.task for line in swept.lines} == {"intents", "similarity"}
+    for line in swept.lines:
+        whole = evaluation.line(line.task, line.data, line.condition, line.metric)
+        assert line.scores[0].value == whole.scores[0].value, "the first column stands uncut"
     assert evaluate.write(swept, tmp_path)[2].stat().st_size > 1000
     with pytest.raises(ValueError, match="expected widths below 16"):
-        evaluate.evaluate(folders[:2], toy, SETTINGS, dims=(16, 32), store=store)
+        evaluate.evaluate(folders[:2], toy, BRIEF, dims=(16, 32), store=store)
 
 
 def test_evaluate_missing_data_is_said_before_any_work(
     folders: list[Path], toy: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(FileNotFoundError, match=r"found no folder .*nowhere.*pass it with --data"):
-        evaluate.evaluate(folders, tmp_path / "nowhere", SETTINGS, store=tmp_path)
+        evaluate.evaluate(folders, tmp_path / "nowhere", BRIEF, store=tmp_path)
     with pytest.raises(FileNotFoundError, match="ru_toxicity_detox|home_assistant_intents.en"):
         evaluate.evaluate(folders, toy, Evaluate(suite="full"), store=tmp_path)
     assert not list(tmp_path.iterdir())
@@ -631,7 +640,7 @@ def test_evaluate_missing_data_is_said_before_any_work(
 @pytest.mark.parametrize("times", [0, 2], ids=["none", "twice"])
 def test_evaluate_wants_different_folders(folders: list[Path], toy: Path, times: int, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected different folders"):
-        evaluate.evaluate(folders[:1] * times, toy, SETTINGS, store=tmp_path)
+        evaluate.evaluate(folders[:1] * times, toy, BRIEF, store=tmp_path)
 
 
 def test_evaluate_names_that_collide_take_their_parent(tmp_path: Path) -> None:
@@ -647,8 +656,9 @@ def test_evaluate_held_out_sets_are_marked(folders: list[Path], toy: Path, store
 
 
 def test_evaluate_command_prints_one_json_object(
-    folders: list[Path], toy: Path, store: Path, tmp_path: Path
+    folders: list[Path], toy: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(evaluate, "EXAMS", A_FEW)
     places = ["--data", str(toy), "--out", str(tmp_path), "--store", str(store)]
     arguments = ["vectorizer", "evaluate", str(folders[0]), *places]
     done = CliRunner().invoke(app, [*arguments, "--dims", "4", "--json"])
