@@ -90,16 +90,22 @@ def _servers(bundle: Path) -> Iterator[tuple[dict[str, str], str]]:
                 "NLU_REDIS": f"redis://127.0.0.1:{redis}/0",
             },
         }.items():
-            port = _free_port()
-            command = [sys.executable, "-m", "nlu", "serve", "--bundle", str(bundle), "--port", str(port)]
-            extra = {"NLU_METRICS": "false", "NLU_LOG_LEVEL": "WARNING", **settings}
-            stack.enter_context(_process(command, cores, extra))
-            served[name] = f"127.0.0.1:{port}"
+            served[name] = stack.enter_context(serving(bundle, settings))
         port = _free_port()
         stack.enter_context(_process([sys.executable, "-m", "benchmarks.echo", str(port)], cores[:1]))
         os.sched_setaffinity(0, cores[-1:])
         yield served, f"127.0.0.1:{port}"
         os.sched_setaffinity(0, cores)
+
+
+@contextlib.contextmanager
+def serving(bundle: Path, settings: dict[str, str]) -> Iterator[str]:
+    """One real server, as its address."""
+    port = _free_port()
+    command = [sys.executable, "-m", "nlu", "serve", "--bundle", str(bundle), "--port", str(port)]
+    quiet = {"NLU_METRICS": "false", "NLU_LOG_LEVEL": "WARNING"}
+    with _process(command, sorted(os.sched_getaffinity(0)), quiet | settings):
+        yield f"127.0.0.1:{port}"
 
 
 @contextlib.contextmanager

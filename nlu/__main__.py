@@ -247,6 +247,59 @@ def evaluate(
         out.print(f"{', '.join(map(str, written))}: suite {found.suite}, {found.seconds:.0f} s")
 
 
+@vectorizer_app.command()
+def train(
+    config: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, dir_okay=False, help="An experiment, e.g. nlu/training/configs/multitask.toml."
+        ),
+    ],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint; begin where there is none.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(help="Steps in all, instead of the config's.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a vectorizer, and export it; `horovodrun -np N nlu vectorizer train CONFIG` is the same on N ranks."""
+    from dataclasses import asdict
+
+    from nlu.vectorizer import fingerprint
+
+    with _extra("train"):
+        from nlu.training.loop import Interrupted
+        from nlu.training.train import settings
+        from nlu.training.train import train as run
+    schedule = settings(config, steps).schedule
+    with _steps(schedule.steps, every=schedule.log_every) as bar:
+        try:
+            finished = run(config, resume=resume, steps=steps, watch=bar.step)
+        except Interrupted as error:
+            err.print(Text(f"nlu: {error}", style="red"))
+            raise typer.Exit(1) from None
+    if finished.parity is None:  # another rank exported
+        return
+    found = {
+        "folder": str(finished.folder),
+        "vectorizer": str(finished.vectorizer),
+        "fingerprint": fingerprint(finished.vectorizer),
+        "steps": finished.steps,
+        "evaluation": {name: {measure: value} for name, (measure, value) in finished.evaluation.items()},
+        **asdict(finished.parity),
+    }
+    if as_json:
+        _print_json(found)
+        return
+    table = Table("held rows of", "", "", box=None, pad_edge=False, header_style="dim")
+    for name, (measure, value) in finished.evaluation.items():
+        table.add_row(name, measure, f"{value:.3f}")
+    out.print(table)
+    out.print(
+        f"{finished.vectorizer}: fingerprint {found['fingerprint'][:12]} after {finished.steps} steps; "
+        f"{finished.folder / 'run.md'} tells all"
+    )
+
+
 @cache_app.command("build")
 def cache_build(
     phrases: Annotated[
@@ -637,6 +690,69 @@ class _bar:
         for done, item in enumerate(items, 1):
             self.step(what, done, total)
             yield item
+
+
+class _steps:
+    """Training on stderr, as a context: a bar with the speed, and loss and effective negatives of each task.
+
+    Where stderr is no terminal, a line every `every` steps.
+    """
+
+    def __init__(self, total: int, *, every: int) -> None:
+        from collections import deque
+
+        from rich.live import Live
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._every = every
+        self._recent: deque[tuple[int, float]] = deque(maxlen=50)  # phrases and seconds of the last steps
+        self._tasks: dict[str, tuple[float, float | None]] = {}
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
+        self._bar = self._progress.add_task("", total=total)
+        self._total = total
+        self._live = Live(console=err, get_renderable=self._page, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> _steps:
+        if err.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def step(self, step: int, what: Any) -> None:
+        """Report a step; checkpoints are not shown."""
+        if not hasattr(what, "loss"):
+            return
+        before, _ = self._tasks.get(what.task, (what.loss, None))
+        self._tasks[what.task] = (0.9 * before + 0.1 * what.loss, what.negatives)
+        self._recent.append((what.phrases, what.seconds))
+        self._progress.update(self._bar, completed=step, description=self._speed())
+        if not err.is_terminal and (step % self._every == 0 or step == self._total):
+            losses = ", ".join(f"{task} {self._seen(task)}" for task in self._tasks)
+            err.print(Text(f"step {step}/{self._total}: {losses}; {self._speed()}"), soft_wrap=True)
+
+    def _speed(self) -> str:
+        phrases, seconds = map(sum, zip(*self._recent, strict=True))
+        return f"{phrases / max(seconds, 1e-9):,.0f} phrases/s"
+
+    def _seen(self, task: str) -> str:
+        loss, negatives = self._tasks[task]
+        return f"{loss:.3f}" + ("" if negatives is None else f" ({negatives:.0f} negatives)")
+
+    def _page(self) -> Any:
+        from rich.console import Group
+
+        table = Table.grid(padding=(0, 2))
+        for task in self._tasks:
+            table.add_row(Text(task, style="dim"), self._seen(task))
+        return Group(self._progress, table)
 
 
 class _extra:

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ from rich.text import Text
 from scipy.stats import rankdata
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from annotators import fit, thresholds
 from annotators.annotator import Encoding, Span
@@ -783,7 +784,7 @@ def _judge_spans(
         TaggedEncoding(row.phrase, encoding, tuple(Span(*span, 1.0) for span in row.spans))
         for row, encoding in zip(train, encodings, strict=True)
     ]
-    with _converging():
+    with _fitting(_LARGE):
         head = fit.fit_token(About(task, task, "0" * 64, made_by=__name__), phrases, seed=_SEED)
     counts = []
     for row, encoding in zip(test, candidate.encode([row.phrase for row in test], True), strict=True):
@@ -878,7 +879,7 @@ EXAMS: tuple[Exam, ...] = (
 def fit_head(train: FloatArray, labels: NDArray[Any], c: float) -> Any:
     """Multinomial logistic regression, as scikit-learn has it."""
     head = LogisticRegression(C=c, max_iter=_MAX_ITERATIONS, tol=_TOLERANCE)
-    with _converging():
+    with _fitting(train.size * len(np.unique(labels))):
         return head.fit(train, labels)
 
 
@@ -906,7 +907,7 @@ def _along(train: FloatArray, labels: NDArray[np.str_], held_out: FloatArray) ->
     """Answers to held-out phrases at each of REGULARISATIONS."""
     head = LogisticRegression(max_iter=_MAX_ITERATIONS, tol=_TOLERANCE, warm_start=True)
     answers = []
-    with _converging():
+    with _fitting(train.size * len(np.unique(labels))):
         for c in REGULARISATIONS:
             answers.append(head.set_params(C=c).fit(train, labels).predict(held_out))
     return answers
@@ -922,12 +923,23 @@ def deal(labels: NDArray[np.str_], folds: int) -> Rows:
     return dealt
 
 
+_LARGE = 10**8  # multiplications a step
+
+
 @contextmanager
-def _converging() -> Iterator[None]:
-    """lbfgs that stops at its limit has long stopped moving held-out answers."""
-    with warnings.catch_warnings():
+def _fitting(size: int) -> Iterator[None]:
+    """No warnings of lbfgs at its limit, which has long stopped moving held-out answers, and no idle threads.
+
+    Below some size a team of BLAS threads costs more than it saves, on a busy machine tenfold.
+    """
+    with warnings.catch_warnings(), _pools().limit(limits=None if size >= _LARGE else 1, user_api="blas"):
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield
+
+
+@cache
+def _pools() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 # --- numbers

@@ -19,7 +19,6 @@ import heapq
 import importlib
 import json
 import logging
-import math
 import os
 import platform
 import re
@@ -48,13 +47,14 @@ from nlu.training.augment import Augmenter
 from nlu.training.config import Config, Task
 from nlu.training.datasets import ALL, DEV, OWN, TEST, TRAIN, Example, Form, Loaded, Pair, Source, identity
 from nlu.training.distributed import World, world, write_once
-from nlu.training.export import MAX_GATE_PHRASES, Parity, export, vars_of
+from nlu.training.export import MAX_GATE_PHRASES, Parity, export
 from nlu.training.loop import Event, Learner, TaskData, Trained
 from nlu.training.sampler import Sampler
 from nlu.vectorizer import SPEC_FILE, VectorizerSpec, fingerprint
 
 logger = logging.getLogger(__name__)
 
+FINISHED = "finished"
 HELD = 128  # rows of a pool that are measured while training
 PCA_PHRASES = 20_000  # what a compressing layer is fitted to
 GRAPH_TOKENS = 512  # the most an exported graph takes
@@ -70,7 +70,6 @@ class Finished:
     folder: Path
     vectorizer: Path
     steps: int
-    fingerprint: str
     parity: Parity | None  # None on ranks that did not export
     evaluation: Evaluation
 
@@ -89,9 +88,7 @@ def train(
 
     # Who: this process alone, or one of those that horovodrun started; each on a GPU of its own where there are any.
     here = world()
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
-    device = torch.device("cuda", here.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    device = place(here, config)
     if here.rank == 0:
         claim(folder, resume=resume)
 
@@ -105,81 +102,67 @@ def train(
         ranks=here.size,
     )
 
-    # With what: the encoder, its heads, and perhaps weights of tasks; rank 0's are everybody's.
+    # With what: the encoder, its heads, and perhaps weights of tasks.
     torch.manual_seed(config.run.seed)
-    heads = [each.head for each in data.tasks if each.head is not None]
-    encoder = network.make(config.model, heads)
-    if encoder.fresh and config.model.compress == "pca" and here.rank == 0:
-        kept = network.start_from_principal_components(encoder, data.phrases(PCA_PHRASES))
-        logger.info("%d principal components keep %.1f %% of the vectors", encoder.dim, 100 * kept)
-    learner = Learner(encoder, config.tasks, uncertainty=config.mix.weighting == "uncertainty").to(device)
+    learner = make_learner(config, data).to(device)
     optimizer = here.wrap_optimizer(
         loop.make_optimizer(learner, config.optimizer, ranks=here.size),
         config.optimizer.compression,
         max_norm=config.optimizer.clip or None,
     )
 
-    # From where: the beginning, or a checkpoint that only rank 0 needs to see.
+    # From where: the beginning, or a checkpoint that only rank 0 needs to see; its weights are everybody's.
     stamp = stamp_of(config, data)
     start = 0
     if resume and here.rank == 0:
         start = loop.resume(folder / "checkpoints", learner, optimizer, sampler, stamp)
     here.broadcast_state(learner, optimizer)
     start = int(here.gather_strings([str(start)])[0])
-    if start > config.schedule.steps:
-        raise ValueError(
-            f"{folder}: found a checkpoint of {start} steps, expected at most {config.schedule.steps}; "
-            "ask for more with --steps, or start a run of another name"
-        )
+    check_start(start, config, folder)
 
-    # The steps.
-    record = Record(folder, config, here, data, device, start=start) if here.rank == 0 else None
-    try:
-        with told_to_stop() as stopping:
-            if record and start == 0:
-                record.evaluated(0, evaluate(encoder, data.tasks))
-            for step, what in loop.train(
-                learner,
-                optimizer,
-                data.tasks,
-                config,
-                here,
-                sampler=sampler,
-                augmenter=augmenter_of(config, data),
-                start=start,
-                checkpoints=folder / "checkpoints",
-                stamp=stamp,
-                stopping=stopping,
-            ):
-                if record:
-                    record.noted(step, what)
-                    watch(step, what)
-                    if isinstance(what, Trained) and _is_due(step, config):
-                        record.evaluated(step, evaluate(encoder, data.tasks))
+    # The steps. Rank 0 writes down what happens, and measures.
+    record = Record(folder, config, here, data, device, learner, start=start) if here.rank == 0 else None
+    with reported(record), told_to_stop() as stopping:
+        for step, what in loop.train(
+            learner,
+            optimizer,
+            data.tasks,
+            config,
+            here,
+            sampler=sampler,
+            augmenter=augmenter_of(config, data),
+            start=start,
+            checkpoints=folder / "checkpoints",
+            stamp=stamp,
+            stopping=stopping,
+        ):
+            if record:
+                record.noted(step, what)
+                watch(step, what)
 
         # The end: only a run that got here leaves a vectorizer, and only one that passes the exporter's gate.
-        parity: list[Parity] = []
-        write_once(here, lambda: parity.append(publish(folder, config, encoder, data)))
-        finished = Finished(
+        published: list[Parity] = []
+        write_once(here, lambda: published.append(publish(folder, config, learner.network, data)))
+        return Finished(
             folder,
             folder / "vectorizer",
             config.schedule.steps,
-            fingerprint(folder / "vectorizer") if record else "",
-            parity[0] if parity else None,
+            published[0] if published else None,
             record.evaluations[-1][1] if record and record.evaluations else {},
         )
+
+
+@contextmanager
+def reported(record: Record | None) -> Iterator[None]:
+    """Whatever happens inside, the run's folder says how it ended."""
+    try:
+        yield
     except BaseException as error:
         if record:
             record.close(f"not finished: {str(error) or type(error).__name__}")
         raise
     if record:
-        record.close("finished", finished)
-    return finished
-
-
-def _is_due(step: int, config: Config) -> bool:
-    every = config.schedule.evaluate_every
-    return step == config.schedule.steps or bool(every and step % every == 0)
+        record.close(FINISHED)
 
 
 @contextmanager
@@ -213,9 +196,7 @@ def settings(path: Path, steps: int | None = None) -> Config:
     if steps is not None:
         if steps < 1:
             raise configs.ConfigInvalid(f"--steps: found {steps}, expected at least 1; ask for more")
-        config = config.model_copy(
-            update={"schedule": config.schedule.model_copy(update={"steps": steps})}
-        )
+        config = config.model_copy(update={"schedule": config.schedule.model_copy(update={"steps": steps})})
     for wrong, complaint in (
         (config.distill, "distill: found a student to make; run it with `nlu vectorizer distill`"),
         (
@@ -240,6 +221,13 @@ def settings(path: Path, steps: int | None = None) -> Config:
     return config
 
 
+def place(here: World, config: Config) -> torch.device:
+    """Where this rank computes, and on how many threads."""
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    return torch.device("cuda", here.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def claim(folder: Path, *, resume: bool) -> None:
     """Make the run's folder. Raises ValueError where a run is in it and this one is not to go on from there."""
     if not resume and (folder / "config.toml").exists():
@@ -247,6 +235,15 @@ def claim(folder: Path, *, resume: bool) -> None:
             f"{folder}: found a run in it, expected none; go on from there with --resume, rename this run or remove the folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def check_start(start: int, config: Config, folder: Path) -> None:
+    """ValueError for a checkpoint that is already further than this run is to go."""
+    if start > config.schedule.steps:
+        raise ValueError(
+            f"{folder}: found a checkpoint of {start} steps, expected at most {config.schedule.steps}; "
+            "ask for more with --steps, or start a run of another name"
+        )
 
 
 def stamp_of(config: Config, data: Data) -> dict[str, Any]:
@@ -274,9 +271,7 @@ class Data:
 
     def phrases(self, count: int) -> list[str]:
         """Distinct training phrases, at most `count`, chosen by their hash."""
-        texts = {
-            text for each in self.tasks for column in loop.texts_of(each.examples) for text in column
-        }
+        texts = {text for each in self.tasks for column in loop.texts_of(each.examples) for text in column}
         return heapq.nsmallest(count, texts, key=identity)
 
 
@@ -314,9 +309,11 @@ def read_data(config: Config) -> Data:
                 )
             )
             dropped[f"{task.name}/{name}"] = len(whole) - len(clean)
-    misspelt = [
-        loop.texts_of(loaded(datasets.find(name), TRAIN).examples) for name in config.augment.misspellings
-    ] if config.augment.misspelling.probability else []
+    misspelt = (
+        [loop.texts_of(loaded(datasets.find(name), TRAIN).examples) for name in config.augment.misspellings]
+        if config.augment.misspelling.probability
+        else []
+    )
     errors = augment.errors_of(pair for columns in misspelt for pair in zip(*columns, strict=True))
     files = {file.name: file.sha256 for each in read.values() for file in each.files}
     return Data(tuple(tasks), dict(sorted(files.items())), dropped, errors)
@@ -385,6 +382,19 @@ def augmenter_of(config: Config, data: Data) -> Augmenter | None:
     return Augmenter(config.augment, near, data.errors)
 
 
+# --- with what --------------------------------------------------------------------------------------------------------------
+
+
+def make_learner(config: Config, data: Data) -> Learner:
+    """The network with a head for each pool that needs one, before its first step."""
+    heads = [each.head for each in data.tasks if each.head is not None]
+    encoder = network.make(config.model, heads)
+    if encoder.fresh and config.model.compress == "pca":
+        kept = network.start_from_principal_components(encoder, data.phrases(PCA_PHRASES))
+        logger.info("%d principal components keep %.1f %% of the vectors", encoder.dim, 100 * kept)
+    return Learner(encoder, config.tasks, uncertainty=config.mix.weighting == "uncertainty")
+
+
 # --- how good, and out ------------------------------------------------------------------------------------------------------
 
 
@@ -413,6 +423,7 @@ def publish(folder: Path, config: Config, encoder: network.Network, data: Data) 
         spec = VectorizerSpec.model_validate_json((partial / SPEC_FILE).read_bytes())
         made = spec.provenance | {
             "run": config.run.name,
+            "steps": config.schedule.steps,
             "git": git_revision(),
             "datasets": sorted({each.pool.dataset for each in data.tasks}),
         }
@@ -433,76 +444,375 @@ def _whole(folder: Path) -> Iterator[Path]:
 
 # --- the record -------------------------------------------------------------------------------------------------------------
 
+Row = dict[str, Any]  # a line of metrics.jsonl
+
 
 class Record:
     """The run's folder, as rank 0 writes it: metrics while it runs, plots and run.md when it ends, however it ends."""
 
     def __init__(
-        self, folder: Path, config: Config, here: World, data: Data, device: torch.device, *, start: int
+        self,
+        folder: Path,
+        config: Config,
+        here: World,
+        data: Data,
+        device: torch.device,
+        learner: Learner,
+        *,
+        start: int,
     ) -> None:
         self.folder, self.config, self.data, self.start = folder, config, data, start
-        self.evaluations: list[tuple[int, Evaluation]] = []
-        self._since: dict[str, list[Trained]] = defaultdict(list)
+        self._learner = learner
+        self.environment = environment(here, device, data)
+        self._step = start
+        self._since: list[Trained] = []
         self._began = time.monotonic()
-        self._rows = _kept_rows(folder / "metrics.jsonl", start)
-        self.environment = environment(here, device, data, start)
         (folder / "config.toml").write_text(configs.dump(config), encoding="utf-8")
-        _write_json(folder / ("env.json" if not start else f"env-step-{start:08d}.json"), self.environment)
-        _write_rows(folder / "metrics.jsonl", self._rows)
-        self._tracking = Tracking.start(folder, config)
-        for row in self._rows:
-            if "evaluation" in row:
-                self.evaluations.append((row["step"], {k: tuple(v) for k, v in row["evaluation"].items()}))
+        _write_json(folder / (f"env-step-{start:08d}.json" if start else "env.json"), self.environment)
+        # What was logged after the checkpoint is about to happen again.
+        self.rows = [row for row in _read_rows(folder / "metrics.jsonl") if start and row["step"] <= start]
+        _write_rows(folder / "metrics.jsonl", self.rows)
+        self._tracking = track(folder, config)
+        if not start:
+            self._evaluate(0)
+
+    @property
+    def evaluations(self) -> list[tuple[int, Evaluation]]:
+        """(step, what was found), in order."""
+        return [(row["step"], row["evaluation"]) for row in self.rows if "evaluation" in row]
 
     def noted(self, step: int, what: Event) -> None:
         """A step, or a checkpoint."""
         if not isinstance(what, Trained):
             logger.info("step %d: checkpoint %s", step, what.path)
             return
-        self._since[what.task].append(what)
-        if step % self.config.schedule.log_every == 0 or step == self.config.schedule.steps:
-            self._log(step)
+        self._step = step
+        self._since.append(what)
+        last = step == self.config.schedule.steps
+        if last or step % self.config.schedule.log_every == 0:
+            self._log()
+        every = self.config.schedule.evaluate_every
+        if last or (every and step % every == 0):
+            self._evaluate(step)
 
-    def evaluated(self, step: int, found: Evaluation) -> None:
-        """What the held rows say."""
-        self.evaluations.append((step, found))
-        self._write({"step": step, "evaluation": {name: list(value) for name, value in found.items()}})
-        for name, (measure, value) in found.items():
-            self._tracking.metrics(step, {f"{measure}.{name}": value})
-
-    def close(self, status: str, finished: Finished | None = None) -> None:
+    def close(self, status: str) -> None:
         """The report."""
         if self._since:
-            self._log(max(row["step"] for row in self._rows) if self._rows else self.start)
-        plot(self.folder / "plots", self._rows)
-        text = report(self, status, finished, self._rows, time.monotonic() - self._began)
+            self._log()
+        plot(self.folder / "plots", self.rows)
+        text = report(self, status, seconds=time.monotonic() - self._began)
         (self.folder / "run.md").write_text(text, encoding="utf-8")
-        self._tracking.close(self.folder, finished=finished is not None)
+        self._tracking.close(self.folder, status)
 
-    def _log(self, step: int) -> None:
-        events = [event for found in self._since.values() for event in found]
-        means = {name: _mean([each.loss for each in found]) for name, found in self._since.items()}
-        negatives = {
-            name: _mean(counted)
-            for name, found in self._since.items()
-            if (counted := [each.negatives for each in found if each.negatives is not None])
-        }
-        row = {
-            "step": step,
-            "learning_rate": events[-1].learning_rate if events else 0.0,
-            "phrases_per_second": sum(e.phrases for e in events) / max(1e-9, sum(e.seconds for e in events)),
-            "loss": means,
-            "negatives": negatives,
-            "weight": {name: found[-1].weight for name, found in self._since.items()},
-        }
-        self._since.clear()
+    def _evaluate(self, step: int) -> None:
+        found = evaluate(self._learner.network, self.data.tasks)
+        self._write({"step": step, "evaluation": {name: list(value) for name, value in found.items()}})
+        self._tracking.metrics(step, {f"{measure}.{name}": value for name, (measure, value) in found.items()})
+        logger.info("step %d: %s", step, _said(found))
+
+    def _log(self) -> None:
+        row = summary(self._step, self._since)
+        self._since = []
         self._write(row)
-        flat = {f"{key}.{name}": value for key in ("loss", "negatives", "weight") for name, value in row[key].items()}  # type: ignore[attr-defined]
+        by_task = {f"{key}.{task}": value for key in BY_TASK for task, value in row[key].items()}
         self._tracking.metrics(
-            step, {**flat, **{key: row[key] for key in ("learning_rate", "phrases_per_second")}}  # type: ignore[dict-item]
+            self._step, by_task | {key: row[key] for key in ("learning_rate", "phrases_per_second")}
         )
 
-    def _write(self, row: dict[str, Any]) -> None:
-        self._rows.append(row)
+    def _write(self, row: Row) -> None:
+        self.rows.append(row)
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+BY_TASK = ("loss", "negatives", "weight")
+
+
+def summary(step: int, events: Sequence[Trained]) -> Row:
+    """Some steps in one line: means of losses and effective negatives by task."""
+    losses: dict[str, list[float]] = defaultdict(list)
+    negatives: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        losses[event.task].append(event.loss)
+        if event.negatives is not None:
+            negatives[event.task].append(event.negatives)
+    return {
+        "step": step,
+        "learning_rate": events[-1].learning_rate,
+        "phrases_per_second": sum(e.phrases for e in events) / max(1e-9, sum(e.seconds for e in events)),
+        "loss": {task: sum(found) / len(found) for task, found in losses.items()},
+        "negatives": {task: sum(found) / len(found) for task, found in negatives.items()},
+        "weight": {event.task: event.weight for event in events},
+    }
+
+
+def _said(found: Evaluation) -> str:
+    return ", ".join(f"{name} {measure} {value:.3f}" for name, (measure, value) in found.items())
+
+
+def _read_rows(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]  # a killed process may leave half a line
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _write_rows(path: Path, rows: Sequence[Row]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def environment(here: World, device: torch.device, data: Data) -> dict[str, Any]:
+    """What made the numbers, beside the config."""
+    packages = {each.name: each.version for each in metadata.distributions()}
+    return {
+        "command": sys.argv,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": git_revision(),
+        "python": platform.python_version(),
+        "packages": dict(sorted(packages.items())),
+        "machine": {
+            "platform": platform.platform(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "ranks": here.size,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        },
+        "data": dict(data.digests),
+    }
+
+
+def git_revision() -> str:
+    """The commit this code is, `-dirty` where it was changed since; empty outside a checkout."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        answer = subprocess.run(
+            command,
+            cwd=Path(__file__).parent,
+            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},  # look, never touch
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+    except (OSError, subprocess.TimeoutExpired):  # no git
+        return ""
+    return answer.stdout.strip()
+
+
+# --- MLflow
+
+
+class Untracked:
+    """What stands in where MLflow is not installed."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Nowhere to."""
+
+    def close(self, folder: Path, status: str) -> None:
+        """Nothing open."""
+
+
+class Tracked:
+    """One MLflow run. A store that stops answering costs a warning, not the training."""
+
+    def __init__(self, client: Any, run: str) -> None:
+        self._client, self._run = client, run
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Values at a step; MLflow takes ASCII names only."""
+        entities = importlib.import_module("mlflow.entities")
+        now = int(time.time() * 1000)
+        named = [
+            entities.Metric(re.sub(r"[^A-Za-z0-9_\-. /]", "_", name), value, now, step)
+            for name, value in values.items()
+        ]
+        self._try(lambda: self._client.log_batch(self._run, metrics=named))
+
+    def close(self, folder: Path, status: str) -> None:
+        """The report and its plots, and how it ended."""
+        for path in (folder / "config.toml", folder / "run.md", *sorted((folder / "plots").glob("*.png"))):
+            self._try(lambda: self._client.log_artifact(self._run, str(path)))  # noqa: B023
+        self._try(
+            lambda: self._client.set_terminated(self._run, "FINISHED" if status == FINISHED else "FAILED")
+        )
+
+    def _try(self, tell: Callable[[], None]) -> None:
+        try:
+            tell()
+        except Exception as error:  # a store behind HTTP raises what its client raises
+            logger.warning("MLflow: %s; training goes on", error)
+
+
+def track(folder: Path, config: Config) -> Tracked | Untracked:
+    """The MLflow run of this folder, the same one after a resume. Its store is in the folder unless the config names one."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    if not config.run.tracking:
+        # A store of plain files needs no database; MLflow wants to be told that this is meant.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    try:
+        mlflow = importlib.import_module("mlflow.tracking")
+    except ImportError:
+        logger.info(
+            "no MLflow here, so metrics go to metrics.jsonl alone; pip install mlflow-skinny for both"
+        )
+        return Untracked()
+    client = mlflow.MlflowClient(config.run.tracking or (folder / "mlruns").absolute().as_uri())
+    known = folder / "mlflow.json"
+    if known.exists():
+        run = json.loads(known.read_text(encoding="utf-8"))["run_id"]
+        client.update_run(run, "RUNNING")
+        return Tracked(client, run)
+    name = "vectorizer"
+    experiment = client.get_experiment_by_name(name)
+    identifier = experiment.experiment_id if experiment else client.create_experiment(name)
+    run = client.create_run(identifier, run_name=config.run.name).info.run_id
+    for key, value in _flat(config.model_dump(mode="json", exclude={"tasks"}, exclude_none=True)):
+        client.log_param(run, key, value)
+    _write_json(known, {"run_id": run})
+    return Tracked(client, run)
+
+
+def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+# --- plots and run.md
+
+
+def plot(folder: Path, rows: Sequence[Row]) -> None:
+    """loss.png, learning-rate.png and evaluation.png; one that has nothing to show is not drawn."""
+    folder.mkdir(exist_ok=True)
+    losses: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    rates: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    found: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for row in rows:
+        for task, loss in row.get("loss", {}).items():
+            losses[task].append((row["step"], loss))
+        if "learning_rate" in row:
+            rates["learning rate"].append((row["step"], row["learning_rate"]))
+        for name, (measure, value) in row.get("evaluation", {}).items():
+            found[f"{name} {measure}"].append((row["step"], value))
+    _draw(folder / "loss.png", losses, "loss, before its weight")
+    _draw(folder / "learning-rate.png", rates, "learning rate")
+    _draw(folder / "evaluation.png", found, "held rows")
+
+
+def _draw(path: Path, lines: Mapping[str, Sequence[tuple[int, float]]], what: str) -> None:
+    if not lines:
+        return
+    figure = Figure(figsize=(10, 5), layout="constrained")  # without pyplot: no display, no global state
+    axes = figure.subplots()
+    for name, points in lines.items():
+        axes.plot([step for step, _ in points], [value for _, value in points], label=name, marker=".", lw=1)
+    axes.set_xlabel("step")
+    axes.set_ylabel(what)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(path, dpi=110)
+
+
+def report(record: Record, status: str, *, seconds: float) -> str:
+    """run.md."""
+    config, machine = record.config, record.environment["machine"]
+    logged = [row for row in record.rows if "loss" in row]
+    steps = logged[-1]["step"] if logged else record.start
+    lines = [
+        f"# {config.run.name}",
+        "",
+        f"- **status**: {status}",
+        f"- **steps**: {steps} of {config.schedule.steps}"
+        + (f", the first {record.start} in an earlier process" if record.start else ""),
+        f"- **time**: {seconds / 60:.1f} min in this process, started {record.environment['started']}",
+        f"- **speed**: {_mean([row['phrases_per_second'] for row in logged]):.0f} phrases/s",
+        f"- **code**: {record.environment['git'] or 'not a checkout'}",
+        f"- **machine**: {machine['ranks']} rank(s), {machine['threads']} thread(s) each, {machine['device']}, "
+        f"{machine['platform']}",
+        f"- **command**: `{' '.join(record.environment['command'])}`",
+        f"- **base**: {config.model.base}, adaptation {config.model.adaptation.kind}, dim {config.model.dim or 'of the base'}",
+        "- everything else: config.toml, env.json",
+        "",
+    ]
+    if status == FINISHED:
+        lines += _vectorizer_lines(record.folder / "vectorizer")
+    lines += ["## Tasks", "", "Loss before its weight, at the first and the last line of the log.", ""]
+    lines += _table(("task", "loss first", "loss last", "negatives", "weight"), _task_rows(logged))
+    lines += [
+        "## Held rows",
+        "",
+        "A sign of life, without noise; the judge is `nlu vectorizer evaluate`.",
+        "",
+    ]
+    lines += _table(
+        ("pool", "measure", "first", "last", "best", "at step"), _evaluation_rows(record.evaluations)
+    )
+    lines += ["## Data", "", "Dropped: rows with a phrase that something is tested on.", ""]
+    lines += _table(
+        ("pool", "rows", "held", "dropped", "labels", "licence"),
+        [
+            (
+                each.pool.name,
+                len(each.examples),
+                len(each.held),
+                record.data.dropped[each.pool.name],
+                len(each.labels) or "",
+                configs.source_of(each.pool.dataset, each.task.form).licence,
+            )
+            for each in record.data.tasks
+        ],
+    )
+    drawn = sorted(path.name for path in (record.folder / "plots").glob("*.png"))
+    lines += [f"![{name}](plots/{name})" for name in drawn]
+    return "\n".join(lines) + "\n"
+
+
+def _vectorizer_lines(folder: Path) -> list[str]:
+    spec = VectorizerSpec.model_validate_json((folder / SPEC_FILE).read_bytes())
+    parity = spec.provenance["parity"]
+    size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
+    return [
+        "## Vectorizer",
+        "",
+        f"`vectorizer/`: {spec.precision}, dim {spec.dim}, {size:.1f} MiB, fingerprint `{fingerprint(folder)}`; cosine to "
+        f"torch over {parity['phrases']} phrases: mean {parity['mean_cosine']:.4f}, worst {parity['min_cosine']:.4f}.",
+        "",
+    ]
+
+
+def _task_rows(logged: Sequence[Row]) -> list[tuple[object, ...]]:
+    rows: list[tuple[object, ...]] = []
+    for task in dict.fromkeys(task for row in logged for task in row["loss"]):
+        losses = [row["loss"][task] for row in logged if task in row["loss"]]
+        negatives = [row["negatives"][task] for row in logged if task in row["negatives"]]
+        weight = next(row["weight"][task] for row in reversed(logged) if task in row["weight"])
+        seen = f"{_mean(negatives):.0f}" if negatives else ""
+        rows.append((task, f"{losses[0]:.4f}", f"{losses[-1]:.4f}", seen, f"{weight:.3g}"))
+    return rows
+
+
+def _evaluation_rows(evaluations: Sequence[tuple[int, Evaluation]]) -> list[tuple[object, ...]]:
+    rows: list[tuple[object, ...]] = []
+    for name in evaluations[0][1] if evaluations else ():
+        seen = [(found[name][1], step) for step, found in evaluations if name in found]
+        best, step = max(seen, key=lambda each: (each[0], -each[1]))
+        measure = evaluations[0][1][name][0]
+        rows.append((name, measure, f"{seen[0][0]:.3f}", f"{seen[-1][0]:.3f}", f"{best:.3f}", step))
+    return rows
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    cells = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in cells] + [""]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
