@@ -107,7 +107,7 @@ def build(
     vectors.learn("content", _all_phrases(content))
     shutil.rmtree(scratch, ignore_errors=True)
 
-    heads, table = _authored_heads(content, vectors, vectorizer.fingerprint)
+    heads, table = _authored_heads(content, vectors, vectorizer.fingerprint, progress)
     if data is not None:
         more, rows = _public_heads(content, vectors, vectorizer.fingerprint, data, heads)
         heads, table = [*heads, *more], [*table, *rows]
@@ -141,7 +141,9 @@ def _all_phrases(content: Content) -> list[str]:
     return [normalize(text).text for text in (*content.phrases(), *turns)]
 
 
-def _authored_heads(content: Content, vectors: Vectors, fingerprint: str) -> tuple[list[Head], list[Row]]:
+def _authored_heads(
+    content: Content, vectors: Vectors, fingerprint: str, progress: Progress
+) -> tuple[list[Head], list[Row]]:
     """Every authored head, fitted on the training split, and its row on the split held out."""
 
     def about(name: str, task: str) -> About:
@@ -157,19 +159,23 @@ def _authored_heads(content: Content, vectors: Vectors, fingerprint: str) -> tup
     topics = _topics(content)
     # What no intent answers to: the thresholds of the intents are fitted against it.
     outsiders = vectors.sentences(_phrases(_training([*content.out_of_scope, *moods])))
-    heads: list[Head] = [
-        _sentence(about("intent", "intent"), content.intents, vectors, outsiders=outsiders),
-        _sentence(about("domain", "topic"), domains, vectors, outsiders=outsiders),
-        _sentence(about("scope", "out-of-scope"), scope, vectors),
-        _sentence(about("emotion", "emotion"), content.emotions, vectors),
-        _sentence(about("toxicity", "toxicity"), content.toxicity, vectors),
-        _context(about("followup", "intent in context"), content.contexts, vectors),
-        fit.fit_token(about("slots", "slots"), _tagged(_training(content.intents), vectors)),
-        _anchors(
+    makers: list[Callable[[], Head]] = [
+        lambda: _sentence(about("intent", "intent"), content.intents, vectors, outsiders=outsiders),
+        lambda: _sentence(about("domain", "topic"), domains, vectors, outsiders=outsiders),
+        lambda: _sentence(about("scope", "out-of-scope"), scope, vectors),
+        lambda: _sentence(about("emotion", "emotion"), content.emotions, vectors),
+        lambda: _sentence(about("toxicity", "toxicity"), content.toxicity, vectors),
+        lambda: _context(about("followup", "intent in context"), content.contexts, vectors),
+        lambda: fit.fit_token(about("slots", "slots"), _tagged(_training(content.intents), vectors)),
+        lambda: _anchors(
             about("about_me", "what is asked about the assistant"), topics, vectors, outsiders=outsiders
         ),
-        _quick_commands(about("quick", "exact commands and clock times")),
+        lambda: _quick_commands(about("quick", "exact commands and clock times")),
     ]
+    heads: list[Head] = []
+    for make in makers:
+        heads.append(make())
+        progress("fitting heads", len(heads), len(makers))
     fleet = Fleet(heads)
     tested: list[tuple[str, Sequence[Example]]] = [
         ("intent", content.intents),

@@ -784,7 +784,8 @@ def _judge_spans(
         TaggedEncoding(row.phrase, encoding, tuple(Span(*span, 1.0) for span in row.spans))
         for row, encoding in zip(train, encodings, strict=True)
     ]
-    with _fitting(_LARGE):
+    tags = 2 * len({span.label for phrase in phrases for span in phrase.spans}) + 1
+    with _fitting(sum(len(row.phrase.split()) for row in train) * 3 * _width(encodings) * tags):
         head = fit.fit_token(About(task, task, "0" * 64, made_by=__name__), phrases, seed=_SEED)
     counts = []
     for row, encoding in zip(test, candidate.encode([row.phrase for row in test], True), strict=True):
@@ -793,6 +794,10 @@ def _judge_spans(
             found = {span[:3] for span in head.decode(encoding.tokens, encoding.offsets)}
         counts.append((len(found & set(row.spans)), len(found), len(row.spans)))
     return [Outcome(task, "full", "span F1", len(test), span_f1(np.array(counts, np.float64)))]
+
+
+def _width(encodings: Sequence[Encoding]) -> int:
+    return next((encoding.tokens.shape[1] for encoding in encodings if encoding.tokens is not None), 0)
 
 
 def similarity(data: str, language: str, source: str, **options: bool) -> Exam:
@@ -923,7 +928,7 @@ def deal(labels: NDArray[np.str_], folds: int) -> Rows:
     return dealt
 
 
-_LARGE = 10**8  # multiplications a step
+_LARGE = 10**9  # multiplications a step; the quick suite stays below
 
 
 @contextmanager
