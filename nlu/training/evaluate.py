@@ -69,8 +69,8 @@ _CLEAN = ""
 _SEED = 13  # of everything drawn here; another seed is another benchmark
 _NEAR_VOCABULARY = 20_000
 _TOXICITY = {"hate": "toxic", "offensive": "toxic", "neither": "acceptable"}
-# scikit-learn compares tol with a gradient averaged over rows: over 150 labels it starts below 3e-4, so that a looser tol
-# than this one stops before the first step.
+# scikit-learn compares tol with a gradient averaged over rows, which shrinks with the number of labels: at 1e-3 a head
+# over CLINC150's 150 stops after ten steps, a point and a half short.
 _TOLERANCE = 1e-5
 _MAX_ITERATIONS = 300
 _ENCODED_AT_ONCE = 1024
@@ -449,7 +449,7 @@ class Sizes:
 
     per_label: int  # training phrases of one intent
     train: int  # training phrases of tasks that are not intents
-    tagged: int  # training phrases of token heads
+    tagged: int  # training phrases of token heads, all with a span
     dev: int
     test: int
     resamples: int
@@ -457,7 +457,7 @@ class Sizes:
 
 
 SIZES: Mapping[str, Sizes] = {
-    "quick": Sizes(per_label=16, train=2000, tagged=500, dev=500, test=500, resamples=300, timed=100),
+    "quick": Sizes(per_label=16, train=2000, tagged=800, dev=500, test=500, resamples=300, timed=100),
     "full": Sizes(per_label=0, train=0, tagged=0, dev=0, test=0, resamples=1000, timed=400),
 }
 
@@ -770,7 +770,11 @@ def spans(task: str, data: str, language: str, source: str, **options: bool) -> 
     """Slots or entities through token vectors and the head that is served: exact spans, micro-F1."""
 
     def prepare(desk: Desk) -> Judge:
-        train = desk.tagged(source, TRAIN, desk.sizes.tagged)
+        train = desk.tagged(source, TRAIN, 0)
+        if (
+            desk.sizes.tagged
+        ):  # two in three rows of WNUT-17 hold no entity: a few hundred at random teach nothing
+            train = some([row for row in train if row.spans], desk.sizes.tagged)
         return partial(_judge_spans, task, train, desk.tagged(source, TEST, desk.sizes.test))
 
     return Exam(data, language, ((source, TRAIN), (source, TEST)), prepare, **options)
@@ -928,14 +932,14 @@ def deal(labels: NDArray[np.str_], folds: int) -> Rows:
     return dealt
 
 
-_LARGE = 10**9  # multiplications a step; the quick suite stays below
+_LARGE = 5 * 10**8  # multiplications a step; the quick suite stays below
 
 
 @contextmanager
 def _fitting(size: int) -> Iterator[None]:
     """No warnings of lbfgs at its limit, which has long stopped moving held-out answers, and no idle threads.
 
-    Below some size a team of BLAS threads costs more than it saves, on a busy machine tenfold.
+    Below some size a team of BLAS threads costs more than it saves; on a busy machine, tenfold.
     """
     with warnings.catch_warnings(), _pools().limit(limits=None if size >= _LARGE else 1, user_api="blas"):
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -1186,7 +1190,7 @@ def figure(evaluation: Evaluation) -> Figure:
     )
     for axes, (title, lines) in zip(grid[:, 0], groups.items(), strict=True):
         _bars(axes, title, lines, [column.name for column in evaluation.columns])
-    grid[0, 0].legend(loc="lower left", fontsize=8)
+    drawn.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
     return drawn
 
 

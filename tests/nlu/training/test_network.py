@@ -254,7 +254,7 @@ def test_network_prompt_stands_before_every_phrase(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", stand_in())
-    encoder = made(bert, adaptation=Prompt(kind="prompt", tokens=3))
+    encoder = made(bert, dim=12, adaptation=Prompt(kind="prompt", tokens=3))
     assert trained(encoder) == {"embeddings.word_embeddings.prompt.embedding.weight"}
     tokens = encoder.tokenise(["at 7", "stop it"])
     first = encoder.tokenizer.convert_tokens_to_ids("[PROMPT0]")
