@@ -582,13 +582,14 @@ def _vectorizer_folder(folder: Path) -> Path:
 
 async def _understand_here(utterance: Utterance, folder: Path) -> pb.UnderstandReply:
     import time
+    from datetime import UTC, datetime
 
     from nlu import wire
     from nlu.serve import pipeline_of
 
     async with pipeline_of(_load(folder), _settings()) as pipeline:
         # Through the wire's own checks, so that this answers and refuses as a server would.
-        checked = wire.utterance(_request(utterance))
+        checked = wire.utterance(_request(utterance), as_of=utterance.as_of or datetime.now(UTC))
         return wire.reply_message(await pipeline.understand(checked, deadline=time.monotonic() + 30), checked)
 
 

@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
 
 import grpc
 from grpc import StatusCode
@@ -136,26 +137,21 @@ class NluServicer:
 
     async def _one(self, request: pb.UnderstandRequest, pipeline: Pipeline, deadline: float) -> bytes:
         """One turn's reply, serialised; a question this engine was asked before is answered from memory."""
-        answers = pipeline.answers
-        if answers is None:
-            return (await self._computed(request, pipeline, deadline)).SerializeToString()
         began = time.perf_counter_ns()
-        question = wire.question(request, pipeline.moment(wire.clock(request)))
-        kept = answers.get(question)
+        # One reading of the clock for the question and for its answer, so that no answer is kept under another moment.
+        as_of = wire.clock(request) or datetime.now(UTC)
+        answers = pipeline.answers
+        question = b"" if answers is None else wire.question(request, pipeline.moment(as_of))
+        kept = None if answers is None else answers.get(question)
         if kept is not None:
             metrics.KNOWN.inc()
             return wire.given_again(kept, request.request_id, time.perf_counter_ns() - began)
-        message = await self._computed(request, pipeline, deadline)
-        keepable = wire.keepable(message)
-        if keepable is not None:
+        utterance = wire.utterance(request, as_of=as_of)
+        message = wire.reply_message(await pipeline.understand(utterance, deadline=deadline), utterance)
+        keepable = None if answers is None else wire.keepable(message)
+        if answers is not None and keepable is not None:
             answers.put(question, keepable, len(question) + len(keepable) + _ANSWER_OVERHEAD)
         return message.SerializeToString()
-
-    async def _computed(
-        self, request: pb.UnderstandRequest, pipeline: Pipeline, deadline: float
-    ) -> pb.UnderstandReply:
-        utterance = wire.utterance(request)
-        return wire.reply_message(await pipeline.understand(utterance, deadline=deadline), utterance)
 
     async def _outcome(
         self, request: pb.UnderstandRequest, pipeline: Pipeline, deadline: float

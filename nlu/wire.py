@@ -73,8 +73,8 @@ def parse(message: M, raw: bytes, *, limit: int = MAX_REQUEST_BYTES) -> M:
     return message
 
 
-def utterance(request: pb.UnderstandRequest) -> Utterance:
-    """Check and translate; raises InvalidInput naming the field."""
+def utterance(request: pb.UnderstandRequest, *, as_of: datetime) -> Utterance:
+    """Check and translate; raises InvalidInput naming the field. `as_of` is the moment the answer is for."""
     _count("hypotheses", len(request.hypotheses), MAX_HYPOTHESES, at_least=1)
     _count("context", len(request.context), MAX_CONTEXT_TURNS)
     _count("annotators", len(request.annotators), MAX_NAME)
@@ -91,7 +91,7 @@ def utterance(request: pb.UnderstandRequest) -> Utterance:
         locale=request.locale,
         persona=request.persona,
         surface=request.surface,
-        as_of=clock(request),
+        as_of=as_of,
         annotators=frozenset(request.annotators) if request.annotators else None,
         retrieval=_retrieval(request.retrieval),
         explain=request.explain,
