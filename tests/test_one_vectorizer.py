@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import os
 import signal
+import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from typer.testing import CliRunner
 
 from nlu.__main__ import app
 from nlu.training import config as configs
-from nlu.training import network, train
+from nlu.training import loop, network, train
 from nlu.training.config import ConfigInvalid
 from nlu.training.loop import Event, Interrupted, Trained
 from nlu.vectorizer import Vectorizer, fingerprint
@@ -40,6 +42,15 @@ LIGHTS = [text for place in PLACES for text in (f"lights on in the {place}", f"m
 MUSIC = [text for singer in SINGERS for text in (f"play something by {singer}", f"stop playing {singer}")]
 NEW_LIGHTS = ["lights on in the tower", "make the barn dark", "dark in the cave", "lights in the shed"]
 NEW_MUSIC = ["play something by oasis", "stop playing muse", "something by mozart", "playing drake"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors of a few rows gain nothing from a team of threads, and lose much where cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -115,6 +126,10 @@ def test_one_vectorizer(work: Path) -> None:
     ):
         assert words in report
     assert not [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pt", ".bin")]
+    if importlib.util.find_spec("mlflow"):
+        lines = next((folder / "mlruns").rglob("metrics/loss.intents")).read_text().splitlines()
+        logged = [row["step"] for row in rows if "intents" in row.get("loss", ())]
+        assert [int(line.split()[2]) for line in lines] == logged
 
 
 def test_one_vectorizer_told_to_stop_leaves_a_checkpoint_and_goes_on(work: Path) -> None:
@@ -165,11 +180,12 @@ def test_one_vectorizer_that_misses_the_gate_is_not_there(
         raise VectorizerRefused("found mean cosine 0.5")
 
     monkeypatch.setattr(train, "export", refuse)
+    monkeypatch.setitem(sys.modules, "mlflow.tracking", None)  # a machine without MLflow trains too
     with pytest.raises(VectorizerRefused):
         train.train(CONFIG, steps=2)
     folder = work / "runs" / "tiny"
     assert (folder / "model").exists() and (folder / "checkpoints" / "step-00000002").exists()
-    assert not (folder / "vectorizer").exists()
+    assert not (folder / "vectorizer").exists() and not (folder / "mlruns").exists()
     assert "not finished: found mean cosine 0.5" in (folder / "run.md").read_text()
 
 
@@ -186,7 +202,7 @@ def test_one_vectorizer_trains_on_no_test_row(work: Path) -> None:
     tested = {row.split("\t")[0] for row in rows[::6]}
     assert len(intents.examples) == len(rows) - len(tested)  # in upper case, the dev rows have other labels
     for each in (intents, paraphrases):  # also not by way of another set
-        texts = {text for column in train.loop.texts_of(each.examples) for text in column}
+        texts = {text for column in loop.texts_of(each.examples) for text in column}
         assert texts and not texts & tested
     assert data.dropped["intents/file:data/intents"] == len(tested)
     assert data.dropped["paraphrases/file:data/paraphrases.tsv"] > 0

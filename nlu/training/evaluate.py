@@ -56,12 +56,8 @@ Metric = Callable[[NDArray[np.str_], NDArray[np.str_]], float]  # (gold, predict
 REPORT_FILES = ("evaluation.json", "evaluation.md", "evaluation.png")
 STORE = Path(".cache/vectors")
 
-REGULARISATIONS = (
-    2.0,
-    8.0,
-    32.0,
-    128.0,
-)  # C of logistic regression, ascending: each fit starts at the one before
+# C of logistic regression, ascending, because each fit starts where the one before ended
+REGULARISATIONS = (2.0, 8.0, 32.0, 128.0)
 FOLDS = 3
 NOISES = {"typos": "keyboard", "misheard": "recogniser"}  # how rows call it -> the kind in augment
 CANDIDATES = 100  # replies to choose one from
@@ -624,8 +620,11 @@ def _judge_intents(
         head = fit_head(train, part.labels, choose(train, part.labels, accuracy, dev))
         for noise, vectors in tests.items():
             answers.setdefault(("full", noise), []).append([head.predict(vectors)])
+        # one choice for all numbers of shots: the draws are small, and the largest tells it best
+        few = _choose_few(train, part.labels, max(settings.shots, default=0))
         for shots in settings.shots:
-            heads = _few_shot_heads(train, part.labels, shots, settings.seeds)
+            drawn = [draw_shots(part.labels, shots, seed) for seed in range(settings.seeds)]
+            heads = [fit_head(train[rows], part.labels[rows], few) for rows in drawn]
             for noise, vectors in tests.items():
                 found = [head.predict(vectors) for head in heads]
                 answers.setdefault((f"{shots}-shot", noise), []).append(found)
@@ -656,11 +655,12 @@ def _accuracy(condition: str, gold: NDArray[np.str_], draws: Sequence[NDArray[np
     return Outcome("intents", condition, "accuracy", len(gold), mean_of(hits.mean(axis=0)), spread)
 
 
-def _few_shot_heads(train: FloatArray, labels: NDArray[np.str_], shots: int, seeds: int) -> list[Any]:
-    """A head for each draw; all take the regularisation chosen on folds of the first."""
-    draws = [draw_shots(labels, shots, seed) for seed in range(seeds)]
-    c = choose(train[draws[0]], labels[draws[0]], accuracy) if shots > 1 else REGULARISATIONS[-1]
-    return [fit_head(train[rows], labels[rows], c) for rows in draws]
+def _choose_few(train: FloatArray, labels: NDArray[np.str_], shots: int) -> float:
+    """The regularisation for few shots, on folds of the first draw; with one shot a label there is nothing to hold out."""
+    if shots < 2:
+        return REGULARISATIONS[-1]
+    rows = draw_shots(labels, shots, 0)
+    return choose(train[rows], labels[rows], accuracy)
 
 
 def _scope(head: Any, train: FloatArray, inside: FloatArray, outside: FloatArray) -> list[Outcome]:

@@ -269,11 +269,22 @@ def _quantized(model: Path, scratch: Path) -> Path:
     root.setLevel(logging.ERROR)  # the quantizer greets through the root logger
     try:
         quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
+        _forget_weight_shapes(prepared)
         quantize_dynamic(str(prepared), str(quantized), per_channel=True, weight_type=QuantType.QInt8)
     finally:
         root.setLevel(level)
     onnx.checker.check_model(str(quantized))
     return quantized
+
+
+def _forget_weight_shapes(path: Path) -> None:
+    """The quantizer transposes a dense layer's weight but keeps the shape inferred for it, and then refuses the model."""
+    model = onnx.load(str(path))
+    weights = {initializer.name for initializer in model.graph.initializer}
+    kept = [value for value in model.graph.value_info if value.name not in weights]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
+    onnx.save(model, str(path))
 
 
 def _tokenizer_json(tokenizer: Any) -> str:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,7 @@ def make_optimizer(learner: Learner, config: OptimizerConfig, *, ranks: int) -> 
 
     Biases, norms and task weights do not decay. Raises ValueError where LAMB's package is missing.
     """
-    factor = {"none": 1.0, "sqrt": ranks**0.5, "linear": float(ranks)}[config.scale_with_ranks]
+    factor = _scale(config, ranks)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in learner.named_parameters():
         if parameter.requires_grad:
@@ -233,6 +234,10 @@ def make_optimizer(learner: Learner, config: OptimizerConfig, *, ranks: int) -> 
     if config.name == "lamb":
         return _lamb(parameters, config)
     return torch.optim.AdamW(parameters, betas=config.betas, eps=config.epsilon)
+
+
+def _scale(config: OptimizerConfig, ranks: int) -> float:
+    return {"none": 1.0, "sqrt": math.sqrt(ranks), "linear": float(ranks)}[config.scale_with_ranks]
 
 
 def _rate_of(name: str, network: Network, config: OptimizerConfig) -> float:
@@ -367,7 +372,7 @@ def train(
         if not math.isfinite(seen["loss"]):
             raise Diverged(
                 f"step {step + 1}, {each.pool.name}: found a loss of {seen['loss']}, expected a number; "
-                "lower optimizer.learning_rate, lengthen warm_up or set run.autocast = 'off', and go on with --resume"
+                "train again under another name, with a lower optimizer.learning_rate, a longer warm_up or run.autocast = 'off'"
             )
         optimizer.step()
         done = step + 1
@@ -379,19 +384,17 @@ def train(
                 seen["loss"],
                 weight,
                 seen.get("negatives"),
-                config.optimizer.learning_rate * factor,
+                config.optimizer.learning_rate * _scale(config.optimizer, world.size) * factor,
                 work.phrases * world.size,
                 time.perf_counter() - began,
             ),
         )
         told = seen["stop"] > 0
-        if told or done == steps or done % config.schedule.checkpoint_every == 0:
+        every = config.schedule.checkpoint_every
+        if told or done == steps or (every and done % every == 0):
             path = checkpoints / f"step-{done:08d}"
             state = {"step": done, "visits": sampler.visits(done), "stamp": dict(stamp)}
-            write_once(
-                world,
-                lambda: save(path, learner, optimizer, state, keep=config.schedule.keep),  # noqa: B023
-            )
+            write_once(world, partial(save, path, learner, optimizer, state, keep=config.schedule.keep))
             yield done, Saved(path)
             if told:
                 raise Interrupted(done, path)
@@ -593,7 +596,7 @@ def save(
     if broken:
         raise Diverged(
             f"{folder}: found weights that are no numbers ({broken[0]} and {len(broken) - 1} more), expected numbers; "
-            "go on from the checkpoint before with --resume, at a lower learning rate"
+            "train again under another name, with a lower optimizer.learning_rate or a longer warm_up"
         )
     partial = folder.parent / f".{folder.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)

@@ -355,7 +355,7 @@ def _load_base(base: str) -> _Base:
     if base in PACKAGED:
         folder = Path(str(importlib.import_module(PACKAGED[base]).MODEL_DIR))
     name = str(folder) if folder.exists() else base
-    transformers.utils.logging.disable_progress_bar()  # progress is the command line's to show
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # ours to show
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         encoder = transformers.AutoModel.from_pretrained(name, dtype=torch.float32)

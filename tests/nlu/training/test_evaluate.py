@@ -304,6 +304,9 @@ def test_evaluate_spans_by_hand(tmp_path: Path) -> None:
         tagged("call me", "OO", "who"),
         tagged("anna please", "BO", "who"),
     ] * 4
+    train += [
+        tagged("anna", "O", "who")
+    ] * 9  # a small sample keeps to rows with spans, so these mislead nobody
     test = [tagged("now call anna", "OOB", "who"), tagged("me", "B", "who"), tagged("anna anna", "BO", "who")]
     write(tmp_path / "wnut17/train.jsonl.gz", train)
     write(tmp_path / "wnut17/test.jsonl.gz", test)

@@ -81,6 +81,22 @@ def test_export_int8_is_close_to_torch_and_the_same_in_a_crowd(checkpoint: Path,
     assert Vectorizer(fp32).fingerprint != vectorizer.fingerprint
 
 
+def test_export_int8_of_a_network_with_a_compressing_layer(checkpoint: Path, tmp_path: Path) -> None:
+    """The student's shape: an encoder, mean pooling and a dense layer to fewer dimensions."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Dense, Pooling, Transformer
+
+    encoder = Transformer(str(checkpoint))
+    torch.manual_seed(1)
+    modules = [encoder, Pooling(48, "mean"), Dense(48, 24, activation_function=torch.nn.Identity())]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "student"))
+    parity = export(
+        str(tmp_path / "student"), tmp_path / "out", precision="int8", phrases=PHRASES, token_dim=16
+    )
+    assert parity.mean_cosine >= 0.985
+    assert Vectorizer(tmp_path / "out").dim == 24
+
+
 def test_export_gate_refuses_what_is_not_close_enough(checkpoint: Path, tmp_path: Path) -> None:
     gates = Gates(int8_mean_cosine=0.999999)
     with pytest.raises(VectorizerRefused, match=r"found mean cosine \d\.\d+, expected >= 0.999999"):
