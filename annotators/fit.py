@@ -249,7 +249,7 @@ def _held_out(
 
 
 def _logistic(c: float) -> LogisticRegression:
-    return LogisticRegression(C=c, max_iter=100, tol=1e-3)
+    return LogisticRegression(C=c, max_iter=100, tol=1e-4)
 
 
 def _rows(model: Any, labels: int) -> tuple[FloatArray, FloatArray]:

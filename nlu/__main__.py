@@ -55,9 +55,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any free one.")] = None,
 ) -> None:
     """Serve a bundle over gRPC until told to stop. Settings come from NLU_* variables; options win."""
-    # The heads' products are small: a team of BLAS threads costs more than it saves, and fights the vectorizer for cores.
-    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+    _one_blas_thread()
     from nlu.serve import serve as run
 
     chosen = {"bundle": _bundle(bundle), "host": host, "port": port}
@@ -358,6 +356,7 @@ def bundle_starter(
     as_json: JsonOption = False,
 ) -> None:
     """Build the starter bundle from the authored content, and print how good its heads are."""
+    _one_blas_thread()
     from nlu import content
 
     with _extra("heads"):
@@ -535,6 +534,12 @@ def bundle_keygen(
     known[key_id(public)] = base64.b64encode(public.public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
     keyring.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
     out.print(f"{private}: key {key_id(public)}; trusted in {keyring}")
+
+
+def _one_blas_thread() -> None:
+    """The heads' products are small: a team of BLAS threads costs more than it saves. Call before numpy is imported."""
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
 
 
 def _settings() -> Settings:
