@@ -84,7 +84,7 @@ def test_fit_sentence_records_what_it_is() -> None:
 def test_fit_sentence_weights_are_scikit_learns() -> None:
     texts, vectors, labels = cloud(0.4)
     head = fit.fit_sentence(ABOUT, texts, vectors, labels, regularisations=(4.0,))
-    model = LogisticRegression(C=4.0, max_iter=300, tol=1e-3).fit(vectors, labels)
+    model = LogisticRegression(C=4.0, max_iter=100, tol=1e-4).fit(vectors, labels)
     np.testing.assert_allclose(head.weight, model.coef_, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(head.bias, model.intercept_, rtol=1e-5, atol=1e-6)
 
@@ -94,7 +94,7 @@ def test_fit_sentence_of_two_labels_scores_as_scikit_learn_does() -> None:
     texts, vectors, labels = cloud(0.4)
     two = ["stop" if label == "stop" else "go" for label in labels]
     head = fit.fit_sentence(ABOUT, texts, vectors, two, regularisations=(4.0,))
-    model = LogisticRegression(C=4.0, max_iter=300, tol=1e-3).fit(vectors, two)
+    model = LogisticRegression(C=4.0, max_iter=100, tol=1e-4).fit(vectors, two)
     assert head.spec.labels == tuple(model.classes_) == ("go", "stop")
     found = calibration.softmax(vectors @ head.weight.T + head.bias)
     np.testing.assert_allclose(found, model.predict_proba(vectors), rtol=1e-4)
@@ -112,7 +112,7 @@ def test_fit_sentence_calibrates_on_phrases_the_model_did_not_see() -> None:
     texts, vectors, labels = cloud(0.7)
     head = fit.fit_sentence(ABOUT, texts, vectors, labels, regularisations=(4.0,), seed=3)
     raw = cross_val_predict(
-        LogisticRegression(C=4.0, max_iter=300, tol=1e-3), vectors, labels, method="decision_function",
+        LogisticRegression(C=4.0, max_iter=100, tol=1e-4), vectors, labels, method="decision_function",
         cv=StratifiedKFold(fit.FOLDS, shuffle=True, random_state=3),
     ).astype(np.float32)  # fmt: skip
     targets = np.array([LABELS.index(label) for label in labels])
