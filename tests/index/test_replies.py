@@ -73,7 +73,8 @@ class Asked:
         return self._index.search(vector, k, mask=mask)
 
     def search_many(self, vectors: Floats, k: int, *, mask: NDArray[np.uint8] | None = None) -> list[Hits]:
-        raise NotImplementedError
+        self.wants.append(k)
+        return self._index.search_many(vectors, k, mask=mask)
 
 
 def over(index: ExactIndex | Asked, pairs: list[tuple[str, int]], **columns: list[Any]) -> Replies:
