@@ -2,39 +2,45 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-BUNDLE := .cache/starter
-CONTENT := $(shell find statics/starter -type f 2>/dev/null)
+SHIPPED := statics/shipped
+VECTORIZER ?= $(SHIPPED)
+DATA ?= $(wildcard ../shared/data)
+OUT ?= $(SHIPPED)
 
-.PHONY: install serve test check fix proto bench starter clean system
+.PHONY: install serve test check fix proto bench starter clean system horovod
 
 install: $(VENV)/.dev  ## everything developers need
 
-$(VENV)/.train: pyproject.toml constraints.txt
-	@echo "setting up $(VENV) (torch and all; a few minutes the first time)"
+$(VENV)/.cpu $(VENV)/.heads: pyproject.toml constraints.txt
+	@echo "setting up $(VENV) with [$(EXTRAS)] (no torch)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --upgrade pip
-	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[train]'
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
+
+$(VENV)/.cpu: EXTRAS := cpu
+$(VENV)/.heads: EXTRAS := cpu,heads
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) for development (torch and all; a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --upgrade pip
 	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'
-	@touch $@ $(VENV)/.train
+	@touch $@ $(VENV)/.cpu $(VENV)/.heads
 
 system:  ## what tests need beside Python: a real redis-server
 	@command -v redis-server >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq redis-server >/dev/null; \
 	  else echo "redis-server is missing; install it with your system's package manager" >&2; exit 1; fi; }
 
-starter: $(BUNDLE)/manifest.json  ## the bundle built from the authored content
+horovod: $(VENV)/.dev  ## ranks for training; the wheel is built once (needs g++) and kept in .cache/wheels
+	@echo "building Horovod, unless its wheel is there (a few minutes)"
+	@wheel=$$(deploy/horovod/build.sh) && $(BIN)/python -m pip install -qq "$$wheel"
 
-$(BUNDLE)/manifest.json: $(CONTENT) | $(VENV)/.train
-	$(BIN)/nlu bundle starter --out $(BUNDLE) $(if $(DATA),--data $(DATA))
+serve: $(VENV)/.cpu  ## serve the shipped bundle on 127.0.0.1:50051
+	$(BIN)/nlu serve
 
-serve: $(VENV)/.train starter  ## serve it on 127.0.0.1:50051
-	$(BIN)/nlu serve --bundle $(BUNDLE)
+starter: $(VENV)/.heads  ## build the shipped bundle again, from content, public sets (DATA=) and vectorizer (VECTORIZER=)
+	$(BIN)/nlu bundle starter --vectorizer $(VECTORIZER) $(if $(DATA),--data $(DATA)) --out $(OUT)
 
 test: $(VENV)/.dev system  ## all tests
 	$(BIN)/python -m pytest
@@ -55,7 +61,7 @@ fix: $(VENV)/.dev  ## format and mend what can be mended
 proto: $(VENV)/.dev  ## stubs from proto/
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/nlu/v1/nlu.proto
 
-bench: $(VENV)/.dev starter  ## the numbers README cites
+bench: $(VENV)/.dev  ## the numbers README cites
 	$(BIN)/python -m benchmarks.latency
 
 clean:

@@ -40,6 +40,22 @@ if wheel=$(found) && [ -n "$wheel" ]; then
     exit 0
 fi
 
+if ! command -v g++ >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "$0: installing g++ and make" >&2
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends g++ make; } >&2 || true
+fi
+for tool in g++ make; do
+    command -v "$tool" >/dev/null || {
+        echo "$0: found no $tool, expected one with C++20; install it with your system's package manager" >&2
+        exit 1
+    }
+done
+headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+[ -e "$headers/Python.h" ] || {
+    echo "$0: found no Python.h in $headers, expected the headers of $python; install them (Debian: python3-dev)" >&2
+    exit 1
+}
+
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
@@ -66,6 +82,9 @@ for file in CMakeLists.txt horovod/torch/CMakeLists.txt; do
         exit 1
     }
 done
+
+# Nobody debugs it: without what that takes, the wheel is 1 MB instead of 19, and there sooner.
+sed -i 's/RelWithDebInfo/Release/' "$source/setup.py"
 
 export HOROVOD_WITH_PYTORCH=1 HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1
 export HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1
