@@ -55,6 +55,14 @@ class TaggedEncoding:
     spans: tuple[Span, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Borrowed:
+    """Rows of another origin: trained on, but never measured on, and their texts are never kept."""
+
+    vectors: FloatArray  # [rows, dim]
+    labels: Sequence[str]
+
+
 def fit_sentence(
     about: About,
     texts: Sequence[str],
@@ -62,6 +70,7 @@ def fit_sentence(
     labels: Sequence[str],
     *,
     outsiders: FloatArray | None = None,
+    borrowed: Borrowed | None = None,
     beta: float = thresholds.DEFAULT_BETA,
     regularisations: Sequence[float] = REGULARISATIONS,
     seed: int = 0,
@@ -69,9 +78,12 @@ def fit_sentence(
     """Multinomial logistic regression on vectors [phrases, dim].
 
     `outsiders` [phrases, dim] belong to no label: they are not trained on, only held against the thresholds.
+    `borrowed` rows are trained on in every fold; regularisation, calibration, thresholds, golden phrases and the folds'
+    accuracy are those of the phrases themselves. Raises ValueError where they carry a label that no phrase has.
     """
     names, targets = _targets(labels)
-    fitted = _fit_linear(vectors, targets, outsiders, beta, regularisations, seed)
+    more = _borrowed(borrowed, names, vectors.shape[1])
+    fitted = _fit_linear(vectors, targets, outsiders, beta, regularisations, seed, more)
     spec = _spec(about, "sentence", names, fitted)
     head = SentenceHead(spec, fitted.weight, fitted.bias)
     scores = calibration.softmax(fitted.scale * (vectors @ fitted.weight.T + fitted.bias))
@@ -99,7 +111,9 @@ def fit_context(
             for encoding, context in zip(encodings, contexts, strict=True)
         ]
     )
-    fitted = _fit_linear(rows, targets, None, beta, REGULARISATIONS, seed)
+    fitted = _fit_linear(
+        rows, targets, None, beta, REGULARISATIONS, seed, _borrowed(None, names, rows.shape[1])
+    )
     spec = _spec(about, "context", names, fitted, params={"turns": turns})
     scores = calibration.softmax(fitted.scale * (rows @ fitted.weight.T + fitted.bias))
     golden = tuple(
@@ -196,6 +210,9 @@ def bio(phrase: TaggedEncoding, names: Sequence[str]) -> NDArray[np.int64]:
     return tags
 
 
+_Rows = tuple[FloatArray, NDArray[np.int64]]  # features [rows, width] and label numbers [rows]
+
+
 @dataclass(frozen=True, slots=True)
 class _Linear:
     weight: FloatArray  # [labels, features]
@@ -212,10 +229,11 @@ def _fit_linear(
     beta: float,
     regularisations: Sequence[float],
     seed: int,
+    more: _Rows,
 ) -> _Linear:
     labels = int(targets.max()) + 1
     strangers = np.zeros((0, rows.shape[1]), np.float32) if outsiders is None else outsiders
-    candidates = {c: _held_out(rows, targets, strangers, c, seed) for c in regularisations}
+    candidates = {c: _held_out(rows, targets, strangers, c, seed, more) for c in regularisations}
     losses = {
         c: log_loss(targets, calibration.softmax(raw), labels=range(labels))
         for c, (raw, _) in candidates.items()
@@ -226,14 +244,16 @@ def _fit_linear(
     scores = calibration.softmax((scale * np.concatenate([raw, raw_strangers])).astype(np.float32))
     belonging = np.concatenate([targets, np.full(len(strangers), -1, np.int64)])
     limits = thresholds.fit_exclusive(scores, belonging, beta=beta)
-    model = _logistic(best).fit(rows, targets)
+    model = _logistic(best).fit(np.concatenate([rows, more[0]]), np.concatenate([targets, more[1]]))
     accuracy = float((scores[: len(targets)].argmax(axis=1) == targets).mean())
     metrics = {"folds_accuracy": accuracy, "phrases": float(len(targets)), "regularisation": best}
+    if len(more[1]):
+        metrics["borrowed"] = float(len(more[1]))
     return _Linear(*_rows(model, labels), scale, limits, metrics)
 
 
 def _held_out(
-    rows: FloatArray, targets: NDArray[np.int64], strangers: FloatArray, c: float, seed: int
+    rows: FloatArray, targets: NDArray[np.int64], strangers: FloatArray, c: float, seed: int, more: _Rows
 ) -> tuple[FloatArray, FloatArray]:
     """Raw scores of every row, and of every stranger, by a model that did not see it."""
     labels = int(targets.max()) + 1
@@ -241,7 +261,8 @@ def _held_out(
     raw_strangers = np.zeros((len(strangers), labels), np.float32)
     folds = StratifiedKFold(min(FOLDS, int(np.bincount(targets).min())), shuffle=True, random_state=seed)
     for fold, (train, test) in enumerate(folds.split(rows, targets)):
-        weight, bias = _rows(_logistic(c).fit(rows[train], targets[train]), labels)
+        seen = np.concatenate([rows[train], more[0]]), np.concatenate([targets[train], more[1]])
+        weight, bias = _rows(_logistic(c).fit(*seen), labels)
         raw[test] = rows[test] @ weight.T + bias
         mine = np.arange(len(strangers)) % folds.get_n_splits() == fold
         raw_strangers[mine] = strangers[mine] @ weight.T + bias
@@ -307,6 +328,16 @@ def _fit_spans(
         hits = np.array([hit for _, hit in mine], np.bool_)
         limits.append(thresholds.best(scores, hits, int(positives[label]), beta) if len(mine) else 0.5)
     return scale, tuple(limits)
+
+
+def _borrowed(borrowed: Borrowed | None, names: Sequence[str], width: int) -> _Rows:
+    if borrowed is None:
+        return np.zeros((0, width), np.float32), np.zeros(0, np.int64)
+    if strangers := set(borrowed.labels) - set(names):
+        raise ValueError(
+            f"borrowed rows: found labels {', '.join(sorted(strangers))}, expected some of {', '.join(names)}; map or drop them"
+        )
+    return borrowed.vectors, np.array([names.index(label) for label in borrowed.labels], np.int64)
 
 
 def _golden(scores: FloatArray, targets: NDArray[np.int64]) -> list[int]:

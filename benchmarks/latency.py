@@ -30,6 +30,7 @@ from nlu import content
 from nlu.cold import ColdTable
 from nlu.normalizer import normalize
 from nlu.record import key
+from nlu.settings import shipped_bundle
 from nlu.v1 import nlu_pb2 as pb
 from nlu.vectorizer import Vectorizer
 
@@ -63,7 +64,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--bundle", type=Path, default=Path(".cache/starter"))
+    parser.add_argument("--bundle", type=Path, default=shipped_bundle())
     parser.add_argument("--seconds", type=float, default=1.0, help="per figure and round")
     parser.add_argument("--save", action="store_true", help="keep the result under benchmarks/results/")
     return parser.parse_args()

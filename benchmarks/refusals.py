@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.latency import UNDERSTAND, Call, serving
 from benchmarks.result import at_most, emit
+from nlu.settings import shipped_bundle
 from nlu.v1 import nlu_pb2 as pb
 from tests.nlu.test_rpc import BAD, RAW
 
@@ -31,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--bundle", type=Path, default=Path(".cache/starter"))
+    parser.add_argument("--bundle", type=Path, default=shipped_bundle())
     parser.add_argument("--save", action="store_true", help="keep the result under benchmarks/results/")
     arguments = parser.parse_args()
     with serving(arguments.bundle, {"NLU_ANSWERS_BYTES": "0"}) as address:

@@ -35,7 +35,7 @@ class Finding:
         return asdict(self)
 
 
-def examine(settings: Settings, bundle: Path | None) -> Iterator[Finding]:
+def examine(settings: Settings) -> Iterator[Finding]:
     """Run every check; each yields at least one finding and none raises."""
     checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
         ("python", _python),
@@ -44,7 +44,7 @@ def examine(settings: Settings, bundle: Path | None) -> Iterator[Finding]:
         ("redis", lambda: _redis(settings)),
         ("store", lambda: _store(settings)),
         ("signatures", lambda: _signatures(settings)),
-        ("bundle", lambda: _bundle(settings, bundle)),
+        ("bundle", lambda: _bundle(settings)),
     )
     for name, check in checks:
         try:
@@ -170,7 +170,9 @@ def _redis(settings: Settings) -> Iterator[Finding]:
 
 def _store(settings: Settings) -> Iterator[Finding]:
     if not settings.store:
-        yield Finding("store", "ok", "not configured; the bundle comes from a folder (NLU_STORE sets it)")
+        yield Finding(
+            "store", "ok", "not configured; the bundle comes from a folder or the package (NLU_STORE sets it)"
+        )
         return
     from statics.errors import NotFound, StaticsError
     from statics.locate import open_store
@@ -207,17 +209,9 @@ def _signatures(settings: Settings) -> Iterator[Finding]:
         )
 
 
-def _bundle(settings: Settings, bundle: Path | None) -> Iterator[Finding]:
-    if bundle is None and not settings.store:
-        yield Finding(
-            "bundle", "bad", "none given", "make starter, or --bundle DIR, or set NLU_BUNDLE or NLU_STORE"
-        )
-        return
-    if bundle is None:
-        with tempfile.TemporaryDirectory() as scratch:  # a doctor changes nothing
-            yield from _examined(settings.model_copy(update={"statics": Path(scratch)}))
-    else:
-        yield from _examined(settings.model_copy(update={"bundle": bundle}))
+def _bundle(settings: Settings) -> Iterator[Finding]:
+    with tempfile.TemporaryDirectory() as scratch:  # a doctor changes nothing, a pull included
+        yield from _examined(settings.model_copy(update={"statics": Path(scratch)}))
 
 
 def _examined(settings: Settings) -> Iterator[Finding]:
@@ -233,15 +227,16 @@ def _examined(settings: Settings) -> Iterator[Finding]:
         engine = loading.load(found)
     except (StaticsError, EngineRefused) as error:
         yield Finding(
-            "bundle", "bad", str(error), "nlu bundle verify says more; publish or pull a whole bundle"
+            "bundle", "bad", str(error), "nlu bundle verify says more; name, publish or pull a whole bundle"
         )
         return
     loaded = time.perf_counter()
-    size = sum(file.size for component in found.manifest.components for file in component.files)
+    size = sum(file.size for _, file in found.manifest.files())
+    origin = "named" if settings.bundle else "pulled" if settings.store else "shipped with the package"
     yield Finding(
         "bundle",
         "ok",
-        f"{found.digest[:12]} (channel {found.manifest.channel}, seq {found.manifest.seq}, {size / 2**20:.1f} MiB): "
+        f"{found.digest[:12]}, {origin} (channel {found.manifest.channel}, seq {found.manifest.seq}, {size / 2**20:.1f} MiB): "
         f"verified in {verified - began:.2f} s, loaded and checked in {loaded - verified:.2f} s",
     )
     phrase = "what's the weather like tomorrow"

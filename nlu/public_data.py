@@ -39,6 +39,17 @@ def labelled(path: Path) -> Iterator[Labelled]:
                 continue
 
 
+def acted(path: Path) -> Iterator[Labelled]:
+    """Rows of a `{"text", "acts"}` file, the labels being the acts; texts the normaliser refuses are left out."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        for line in file:
+            record = json.loads(line)
+            try:
+                yield Labelled(normalize(record["text"]).text, tuple(record["acts"]))
+            except InvalidInput:
+                continue
+
+
 def tagged(path: Path) -> Iterator[Tagged]:
     """Rows of a `{"tokens", "tags"}` file. The phrase is the normalised tokens joined by blanks, so spans stay exact."""
     with gzip.open(path, "rt", encoding="utf-8") as file:

@@ -23,7 +23,7 @@ from nlu.lru import Lru
 from nlu.pipeline import Pipeline
 from nlu.redis_tier import RedisTier
 from nlu.rpc import SERVER_OPTIONS, SERVICE, NluServicer
-from nlu.settings import Settings
+from nlu.settings import Settings, shipped_bundle
 from statics.bundle import Bundle
 from statics.errors import NotFound, StaticsError
 from statics.locate import open_store
@@ -118,7 +118,8 @@ async def pipeline_of(engine: Engine, settings: Settings) -> AsyncIterator[Pipel
 
 
 def find_bundle(settings: Settings) -> Bundle:
-    """The bundle folder that was named, or the channel's newest from the store, or the last good one where that fails."""
+    """The bundle folder that was named; else the channel's newest from the store, or the last good one where that fails;
+    else the bundle shipped with the package."""
     keyring = Keyring.load(settings.keyring) if settings.keyring else None
     service = service_version()
     if settings.bundle is not None:
@@ -126,11 +127,23 @@ def find_bundle(settings: Settings) -> Bundle:
             settings.bundle, service=service, keyring=keyring, require_signature=settings.require_signature
         )
     if not settings.store:
-        raise NotFound(
-            part="bundle",
-            found="neither NLU_BUNDLE nor NLU_STORE",
-            expected="one of them",
-            remedy="set NLU_BUNDLE to a bundle folder, or NLU_STORE to where bundles are published",
+        shipped = shipped_bundle()
+        if not shipped.exists():
+            raise NotFound(
+                part="bundle",
+                found=f"neither NLU_BUNDLE nor NLU_STORE, and no bundle inside the package ({shipped})",
+                expected="one of them",
+                remedy="pass --bundle or set NLU_BUNDLE to a bundle folder, set NLU_STORE to where bundles are published, "
+                "or build one with `make starter VECTORIZER=...`",
+            )
+        logger.info("no bundle and no store named: taking the bundle shipped with the package, %s", shipped)
+        # Installers hard-link the files of a package to their cache, so here other names are no sign of meddling.
+        return verify(
+            shipped,
+            service=service,
+            keyring=keyring,
+            require_signature=settings.require_signature,
+            shared=True,
         )
     try:
         return pull(

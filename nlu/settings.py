@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.resources import files
 from pathlib import Path
 
 from pydantic import Field, SecretStr, model_validator
@@ -20,7 +21,7 @@ class Settings(BaseSettings):
     metrics: bool = True
 
     bundle: Path | None = None  # a bundle folder; unset: pull `channel` from `store`
-    store: str = ""  # a folder, file:///folder or s3://bucket/prefix
+    store: str = ""  # a folder, file:///folder or s3://bucket/prefix; both unset: the shipped bundle
     channel: str = "prod"
     statics: Path = Path("/var/lib/chorus")  # where pulled bundles are kept
     keyring: Path | None = None  # trusted public keys, from the deployment and never from the store
@@ -47,3 +48,8 @@ class Settings(BaseSettings):
                 "NLU_REQUIRE_SIGNATURE is set but NLU_KEYRING is not; point it at the file of trusted public keys"
             )
         return self
+
+
+def shipped_bundle() -> Path:
+    """The bundle that comes with the package, whether or not it is there; its vectorizer part is the student."""
+    return Path(str(files("statics") / "shipped"))

@@ -119,8 +119,10 @@ def read_chunks(descriptor: int, part: str) -> Iterator[bytes]:
         yield chunk
 
 
-def read_small(name: Path | str, part: str, limit: int, *, inside: int | None = None) -> bytes:
-    with plain_file(name, part, inside=inside) as descriptor:
+def read_small(
+    name: Path | str, part: str, limit: int, *, inside: int | None = None, shared: bool = False
+) -> bytes:
+    with plain_file(name, part, inside=inside, shared=shared) as descriptor:
         return collect(read_chunks(descriptor, part), part, limit)
 
 

@@ -33,28 +33,37 @@ class Trust:
     service: str
     keyring: Keyring | None = None
     require_signature: bool = False
+    shared: bool = False  # whether files may have other names too
 
 
 def verify(
-    path: Path, *, service: str, keyring: Keyring | None = None, require_signature: bool = False
+    path: Path,
+    *,
+    service: str,
+    keyring: Keyring | None = None,
+    require_signature: bool = False,
+    shared: bool = False,
 ) -> Bundle:
-    """The bundle at `path`, or the StaticsError that says why it is not one; cheap checks first."""
-    return verify_bundle(path, Trust(service, keyring, require_signature))
+    """The bundle at `path`, or the StaticsError that says why it is not one; cheap checks first.
+
+    `shared` admits files that have other names too, as package installers leave them.
+    """
+    return verify_bundle(path, Trust(service, keyring, require_signature, shared))
 
 
 def verify_bundle(path: Path, trust: Trust) -> Bundle:
-    raw, signature = read_manifest(path)
+    raw, signature = read_manifest(path, shared=trust.shared)
     manifest = admit(raw, signature, trust)
-    check_files(path, manifest)
+    check_files(path, manifest, shared=trust.shared)
     return Bundle(path, manifest, manifest_digest(raw))
 
 
-def read_manifest(path: Path) -> tuple[bytes, bytes | None]:
+def read_manifest(path: Path, *, shared: bool = False) -> tuple[bytes, bytes | None]:
     """The raw manifest of the bundle at `path`, and its signature file where there is one."""
     with disk.directory(path, str(path)) as root:
-        raw = disk.read_small(MANIFEST, MANIFEST, MANIFEST_LIMIT, inside=root)
+        raw = disk.read_small(MANIFEST, MANIFEST, MANIFEST_LIMIT, inside=root, shared=shared)
         try:
-            signature = disk.read_small(SIGNATURE, SIGNATURE, SIGNATURE_LIMIT, inside=root)
+            signature = disk.read_small(SIGNATURE, SIGNATURE, SIGNATURE_LIMIT, inside=root, shared=shared)
         except FileMissing:
             return raw, None
     return raw, signature
@@ -83,7 +92,7 @@ def admit(raw: bytes, signature: bytes | None, trust: Trust) -> Manifest:
     return manifest
 
 
-def check_files(path: Path, manifest: Manifest) -> None:
+def check_files(path: Path, manifest: Manifest, *, shared: bool = False) -> None:
     """Exactly the files of the manifest with exactly their bytes; all names and sizes before any bytes."""
     with disk.directory(path, str(path)) as root:
         folders = {component.folder for component in manifest.components}
@@ -92,11 +101,11 @@ def check_files(path: Path, manifest: Manifest) -> None:
             with disk.directory(component.folder, component.folder, inside=root) as folder:
                 _check_names(folder, component.folder, {file.name for file in component.files})
                 for file in component.files:
-                    _check_status(folder, component, file)
+                    _check_status(folder, component, file, shared)
         for component in manifest.components:
             with disk.directory(component.folder, component.folder, inside=root) as folder:
                 for file in component.files:
-                    _check_bytes(folder, component, file)
+                    _check_bytes(folder, component, file, shared)
 
 
 def _check_names(
@@ -121,15 +130,15 @@ def _check_names(
         )
 
 
-def _check_status(folder: int, component: Component, file: File) -> None:
+def _check_status(folder: int, component: Component, file: File, shared: bool) -> None:
     part = f"{component.folder}/{file.name}"
     with disk.local_errors(part):
         status = os.stat(file.name, dir_fd=folder, follow_symlinks=False)
-    disk.check_plain(status, part)
+    disk.check_plain(status, part, shared=shared)
     disk.check_size(status.st_size, part, file.size)
 
 
-def _check_bytes(folder: int, component: Component, file: File) -> None:
+def _check_bytes(folder: int, component: Component, file: File, shared: bool) -> None:
     part = f"{component.folder}/{file.name}"
-    with disk.plain_file(file.name, part, inside=folder) as descriptor:
+    with disk.plain_file(file.name, part, inside=folder, shared=shared) as descriptor:
         disk.check_content(disk.read_chunks(descriptor, part), part, size=file.size, sha256=file.sha256)

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from annotators import calibration, fit, table, thresholds
 from annotators.annotator import Annotation, Encoding, Heard, HeardTurn, Span
-from annotators.fit import About, TaggedEncoding
+from annotators.fit import About, Borrowed, TaggedEncoding
 from annotators.fleet import Fleet
 from annotators.head import SPEC_FILE, WEIGHTS_FILE, GoldenTurn
 from annotators.table import Head
@@ -153,6 +153,45 @@ def test_fit_sentence_outsiders_are_not_trained_on() -> None:
     guarded = fit.fit_sentence(ABOUT, *cloud(0.15), outsiders=strangers(), regularisations=(4.0,))
     np.testing.assert_array_equal(guarded.weight, closed.weight)
     np.testing.assert_array_equal(guarded.bias, closed.bias)
+
+
+def test_fit_sentence_borrowed_rows_are_trained_on_in_every_fold() -> None:
+    texts, vectors, labels = cloud(0.15)
+    elsewhere = -vectors[[label == "stop" for label in labels]]
+    for label in ("music", "light"):
+        borrowed = Borrowed(elsewhere, [label] * len(elsewhere))
+        joint = fit.fit_sentence(ABOUT, texts, vectors, labels, borrowed=borrowed)
+        assert best(joint, elsewhere) == [label] * len(elsewhere)
+        assert best(joint, vectors) == labels
+        assert joint.spec.metrics["phrases"] == len(texts)
+        assert joint.spec.metrics["borrowed"] == len(elsewhere)
+
+
+def test_fit_sentence_borrowed_rows_are_never_measured_on() -> None:
+    """Contradicting labels of borrowed rows cost accuracy on our own phrases, and that is what the folds report."""
+    texts, vectors, labels = cloud(0.15)
+    wrong = [LABELS[(LABELS.index(label) + 1) % len(LABELS)] for label in labels] * 3
+    alone = fit.fit_sentence(ABOUT, texts, vectors, labels)
+    joint = fit.fit_sentence(
+        ABOUT, texts, vectors, labels, borrowed=Borrowed(np.tile(vectors, (3, 1)), wrong)
+    )
+    assert alone.spec.metrics["folds_accuracy"] == 1
+    assert joint.spec.metrics["folds_accuracy"] == 0
+    assert joint.spec.golden == ()
+
+
+def test_fit_sentence_without_borrowed_rows_is_the_same_head(tmp_path: Path) -> None:
+    rows = cloud(0.4)
+    none = Borrowed(np.zeros((0, DIM), np.float32), [])
+    fit.fit_sentence(ABOUT, *rows).save(tmp_path / "alone")
+    fit.fit_sentence(ABOUT, *rows, borrowed=none).save(tmp_path / "none")
+    for name in (SPEC_FILE, WEIGHTS_FILE):
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "none" / name).read_bytes()
+
+
+def test_fit_sentence_borrowed_rows_of_no_label_of_ours_are_refused() -> None:
+    with pytest.raises(ValueError, match="found labels window, expected some of light, music, stop"):
+        fit.fit_sentence(ABOUT, *cloud(0.15), borrowed=Borrowed(random_units(1, DIM, seed=1), ["window"]))
 
 
 @pytest.mark.parametrize("noise", [0.15, 0.7], ids=["separable", "noisy"])

@@ -102,7 +102,7 @@ def test_say_shows_a_page(target: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("say", "hello"), ("no bundle", "make starter")),
+        (("say", "hello", "--bundle", "nowhere"), ("file-missing", "nowhere")),
         (("say", "  ", "--target", "TARGET"), ("INVALID_ARGUMENT", "found")),
         (("say", "hello", "--target", "TARGET", "--persona", "nobody"), ("persona", "calm, lively")),
         (("say", "hello", "--target", "TARGET", "--annotator", "nonsense"), ("nonsense", "intent")),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nlu.normalizer import normalize
-from nlu.public_data import Labelled, Tagged, labelled, tagged
+from nlu.public_data import Labelled, Tagged, acted, labelled, tagged
 
 
 def tsv(path: Path, *lines: str) -> Path:
@@ -34,6 +34,16 @@ def test_public_data_reads_labelled_rows(tmp_path: Path) -> None:
         Labelled("so sad", ("sadness", "grief")),
         Labelled("доброе утро", ("hello",)),
     ]
+
+
+def test_public_data_reads_dialog_acts(tmp_path: Path) -> None:
+    rows = [
+        {"text": "Yes, PLEASE.", "acts": ["AFFIRM", "REQUEST"]},
+        {"text": "?!", "acts": ["AFFIRM"]},
+        {"text": "Bye", "acts": []},
+    ]
+    path = tsv(tmp_path / "x.gz", *map(json.dumps, rows))
+    assert list(acted(path)) == [Labelled("yes, please.", ("AFFIRM", "REQUEST")), Labelled("bye", ())]
 
 
 @pytest.mark.parametrize("text", ["", "?!", "\u200b", "x" * 600, "e" + "\u0301" * 20], ids=ascii)

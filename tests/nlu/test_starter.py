@@ -6,15 +6,19 @@ import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from annotators.annotator import Heard
+from annotators.fit import About
 from nlu import content, loading, starter
 from nlu.content import Content, Example
+from nlu.starter import Starter
+from nlu.vectorizer import Vectorizer
 from statics.verify import verify
-from tests.tiny import make_vectorizer
+from tests.tiny import CREATED, make_vectorizer
 
 
 def few(examples: Sequence[Example], labels: int, each: int) -> tuple[Example, ...]:
@@ -40,15 +44,33 @@ def slice_of_content() -> Content:
     )
 
 
-def test_starter_builds_a_bundle_that_loads_and_says_how_good_it_is(
-    slice_of_content: Content, tmp_path: Path
-) -> None:
-    steps: list[tuple[str, int, int]] = []
+Steps = list[tuple[str, int, int]]
+
+
+@pytest.fixture(scope="module")
+def plain(slice_of_content: Content, tmp_path_factory: pytest.TempPathFactory) -> tuple[Starter, Steps]:
+    """Built from the authored content alone, and the progress that was told."""
+    folder = tmp_path_factory.mktemp("plain")
+    steps: Steps = []
     built = starter.build(
-        slice_of_content, make_vectorizer(tmp_path / "vectorizer"), tmp_path / "bundle", scratch=tmp_path / "scratch",
-        data=None, progress=lambda *step: steps.append(step),
+        slice_of_content, make_vectorizer(folder / "vectorizer"), folder / "bundle", data=None,
+        progress=lambda *step: steps.append(step),
     )  # fmt: skip
-    engine = loading.load(verify(tmp_path / "bundle", service="0.1.0"))
+    return built, steps
+
+
+@pytest.fixture(scope="module")
+def public(slice_of_content: Content, tmp_path_factory: pytest.TempPathFactory) -> tuple[Starter, Path]:
+    """Built with public sets too, and the folder in which the inputs lie."""
+    folder = tmp_path_factory.mktemp("public")
+    _write_public(folder / "data")
+    make_vectorizer(folder / "vectorizer")
+    return _with_public(slice_of_content, folder, "bundle", CREATED), folder
+
+
+def test_starter_builds_a_bundle_that_loads_and_says_how_good_it_is(plain: tuple[Starter, Steps]) -> None:
+    built, steps = plain
+    engine = loading.load(verify(built.bundle.path, service="0.1.0"))
     assert set(engine.fleet.names) == {
         "intent", "domain", "scope", "emotion", "toxicity", "followup", "slots", "about_me", "quick",
     }  # fmt: skip
@@ -65,36 +87,73 @@ def test_starter_builds_a_bundle_that_loads_and_says_how_good_it_is(
     assert quick[0].labels[0].label == "louder"
 
 
-def test_starter_keeps_held_out_phrases_out_of_training(slice_of_content: Content, tmp_path: Path) -> None:
+def test_starter_keeps_held_out_phrases_out_of_training(
+    slice_of_content: Content, plain: tuple[Starter, Steps]
+) -> None:
     """What was held out appears in no anchor and no golden phrase of any head."""
-    built = starter.build(
-        slice_of_content, make_vectorizer(tmp_path / "vectorizer"), tmp_path / "bundle", scratch=tmp_path / "scratch",
-        data=None, progress=lambda *step: None,
-    )  # fmt: skip
-    engine = loading.load(built.bundle)
+    engine = loading.load(plain[0].bundle)
     held_out = {example.text for example in slice_of_content.intents if example.held_out}
     golden = {golden.text for golden in engine.fleet.heads["intent"].spec.golden}
     assert held_out and golden
     assert not held_out & golden
 
 
-def test_starter_with_public_data_trains_and_compares_both(slice_of_content: Content, tmp_path: Path) -> None:
+def test_starter_learns_from_public_data_and_keeps_none_of_it(public: tuple[Starter, Path]) -> None:
     """On made-up files in the public sets' formats; no sentence of those sets is here."""
-    _write_public(tmp_path / "data")
-    built = starter.build(
-        replace(slice_of_content), make_vectorizer(tmp_path / "vectorizer"), tmp_path / "bundle",
-        scratch=tmp_path / "scratch", data=tmp_path / "data", progress=lambda *step: None,
-    )  # fmt: skip
+    built, folder = public
     rows = {(row.head, row.tested_on) for row in built.table}
-    for head in ("emotion", "emotion_public"):
-        assert {(head, "starter dev"), (head, "goemotions test")} <= rows
-    assert ("slots_public", "snips test") in rows and ("entities_public", "wnut17 test") in rows
-    assert {"emotion_public", "toxicity_public", "slots_public", "entities_public"} <= set(
-        loading.load(built.bundle).fleet.names
-    )
+    assert rows >= {
+        ("emotion", "starter dev"), ("emotion", "goemotions/test"), ("emotion_reddit", "starter dev"),
+        ("emotion_reddit", "goemotions/test"), ("toxicity", "davidson_hate_offensive/test"),
+        ("dialog_act", "sgd/user_test"), ("slots_services", "snips/test"), ("slots_services", "sgd/user_test"),
+        ("entities", "starter dev"), ("entities", "wnut17/test"), ("entities", "btc_ner/f"),
+    }  # fmt: skip
+    fleet = loading.load(built.bundle).fleet
+    assert set(fleet.heads["dialog_act"].spec.labels) == {"want", "agree", "leave"}
+    assert set(fleet.heads["slots_services"].spec.labels) == {"artist", "when"}
+    assert set(fleet.heads["entities"].spec.labels) == {"person", "place", "organisation"}
+    for row in built.table:
+        reported = fleet.heads[row.head].spec.metrics
+        assert reported[f"{row.tested_on}: phrases"] == row.metrics["phrases"]
+    held = [path.read_bytes() for path in built.bundle.path.rglob("*") if path.is_file()]
+    texts = _write_public(folder / "data")
+    assert not [text for text in texts if any(text.encode() in file for file in held)]
+    ours = fleet.heads["intent"].spec.golden
+    assert any(ours[0].text.encode() in file for file in held), "the control: golden phrases would be found"
 
 
-def _write_public(root: Path) -> None:
+def test_starter_repeats_itself_to_the_byte(slice_of_content: Content, public: tuple[Starter, Path]) -> None:
+    built, folder = public
+    later = _with_public(slice_of_content, folder, "later", CREATED + timedelta(days=1))
+    assert later.bundle.manifest.components == built.bundle.manifest.components
+    assert later.bundle.digest != built.bundle.digest, "the manifest tells when"
+    assert later.table == built.table
+
+
+def test_starter_borrows_rows_only_while_they_cost_nothing(slice_of_content: Content, tmp_path: Path) -> None:
+    """Rows that repeat our own phrases cost nothing, rows that contradict them are not taken."""
+    vectors = starter.Vectors(Vectorizer(make_vectorizer(tmp_path / "vectorizer")), lambda *step: None)
+    ours = slice_of_content.toxicity
+    vectors.learn("ours", [example.text for example in ours])
+    flip = {"toxic": "acceptable", "acceptable": "toxic"}
+    about = About("toxicity", "toxicity", "0" * 64, made_by="ours")
+    train = [example for example in ours if not example.held_out]
+    alone = starter._borrowing(about, ours, None, vectors)
+    kind = starter._borrowing(about, ours, starter._Lent("kind", train, ()), vectors)
+    contrary = [replace(example, label=flip[example.label]) for example in train]
+    cruel = starter._borrowing(about, ours, starter._Lent("cruel", contrary, ()), vectors)
+    assert "borrowed" in kind.spec.metrics and kind.spec.made_by == "ours, kind (400 a label)"
+    assert cruel.spec == alone.spec and cruel.spec.made_by == "ours"
+
+
+def _with_public(content: Content, folder: Path, name: str, created: datetime) -> Starter:
+    return starter.build(
+        content, folder / "vectorizer", folder / name, data=folder / "data", created=created, progress=lambda *step: None
+    )  # fmt: skip
+
+
+def _write_public(root: Path) -> list[str]:
+    """Made-up sets; returns their texts in normal form."""
     moods = [
         ("what a grand day", "joy"),
         ("leave me be", "anger"),
@@ -102,17 +161,41 @@ def _write_public(root: Path) -> None:
         ("so gloomy", "sadness"),
     ]
     rude = [("you fool", "offensive"), ("off with you", "hate"), ("nice to see you", "neither")]
+    texts = []
     for folder, rows in (("goemotions", moods), ("davidson_hate_offensive", rude)):
         for part in ("train", "test"):
             lines = [f"{text} {number}\t{label}" for text, label in rows for number in range(9)]
+            texts += [line.split("\t")[0] for line in lines]
             _gzip(root / folder / f"{part}.tsv.gz", lines)
-    for folder in ("snips", "wnut17"):
+    names = ("anna", "boris", "clara", "dmitri", "elena", "frank")
+    for file, who, what in (
+        ("snips/train", "artist", "timeRange"), ("snips/test", "artist", "timeRange"),
+        ("wnut17/train", "person", "group"), ("wnut17/test", "person", "group"),
+        *((f"btc_ner/{section}", "PER", "ORG") for section in "abegf"),
+    ):  # fmt: skip
         tagged = [
-            {"tokens": ["meet", name, "at", "noon"], "tags": ["O", "B-person", "O", "B-time"]}
-            for name in ("anna", "boris", "clara", "dmitri", "elena", "frank")
+            {"tokens": ["meet", name, "at", "noon"], "tags": ["O", f"B-{who}", "O", f"B-{what}"]}
+            for name in names
         ]
-        for part in ("train", "test"):
-            _gzip(root / folder / f"{part}.jsonl.gz", [json.dumps(row) for row in tagged])
+        _gzip(root / f"{file}.jsonl.gz", [json.dumps(row) for row in tagged])
+    texts += [f"meet {name} at noon" for name in names]
+    said = [
+        ("i want a ride", ["INFORM", "INFORM_INTENT"]),
+        ("sounds good", ["AFFIRM"]),
+        ("so long", ["GOODBYE", "THANK_YOU"]),
+    ]
+    for part in ("train", "test"):
+        turns = [
+            {"text": f"{text} {n}", "acts": acts, "tokens": [*text.split(), str(n)], "tags": ["O"] * (len(text.split()) + 1)}
+            for text, acts in said
+            for n in range(9)
+        ]  # fmt: skip
+        turns.append(
+            {"text": "yes which one", "acts": ["AFFIRM", "REQUEST"], "tokens": ["yes"], "tags": ["O"]}
+        )
+        _gzip(root / "sgd" / f"user_{part}.jsonl.gz", [json.dumps(turn) for turn in turns])
+        texts += [str(turn["text"]) for turn in turns]
+    return texts
 
 
 def _gzip(path: Path, lines: Sequence[str]) -> None:

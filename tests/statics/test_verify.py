@@ -173,6 +173,23 @@ def test_verify_refuses_links_to_the_right_bytes(
         verify.verify(signed.path, service=SERVICE, keyring=keyring)
 
 
+def test_verify_shared_admits_files_with_other_names(signed: Bundle, keyring: Keyring) -> None:
+    """As installers leave them that link packages from a cache; the bytes are still checked, and symbolic links refused."""
+    for number, path in enumerate(path for path in sorted(signed.path.rglob("*")) if path.is_file()):
+        (signed.path.parent / f"cache-{number}").hardlink_to(path)
+    with pytest.raises(FileUnsafe, match="2 names"):
+        verify.verify(signed.path, service=SERVICE, keyring=keyring)
+    assert verify.verify(signed.path, service=SERVICE, keyring=keyring, shared=True) == signed
+    path = signed.path / "head.intent" / "head.json"
+    path.write_bytes(path.read_bytes()[::-1])
+    with pytest.raises(DigestMismatch, match="head.intent/head.json"):
+        verify.verify(signed.path, service=SERVICE, keyring=keyring, shared=True)
+    path.unlink()
+    path.symlink_to(signed.path.parent / "cache-0")
+    with pytest.raises(FileUnsafe, match="symbolic link"):
+        verify.verify(signed.path, service=SERVICE, keyring=keyring, shared=True)
+
+
 def test_verify_refuses_a_linked_folder(signed: Bundle) -> None:
     (signed.path / "head.intent").rename(signed.path.parent / "outside")
     (signed.path / "head.intent").symlink_to(signed.path.parent / "outside")
