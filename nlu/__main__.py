@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -18,6 +19,8 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from nlu.settings import Settings
+    from nlu.training.config import Config, Stage
+    from nlu.training.train import Finished, Watch
     from nlu.types import Utterance
     from nlu.v1 import nlu_pb2 as pb
 
@@ -40,7 +43,10 @@ err = Console(stderr=True, highlight=False)
 
 BundleOption = Annotated[
     Path | None,
-    typer.Option("--bundle", help=f"Bundle folder. Default: NLU_BUNDLE, else {STARTER} where it exists."),
+    typer.Option(
+        "--bundle",
+        help="Bundle folder. Default: NLU_BUNDLE, else NLU_STORE, else the bundle shipped with the package.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object instead of a page.")]
 TargetOption = Annotated[
@@ -58,8 +64,8 @@ def serve(
     _one_blas_thread()
     from nlu.serve import serve as run
 
-    chosen = {"bundle": _bundle(bundle), "host": host, "port": port}
-    settings = _settings().model_copy(
+    chosen = {"host": host, "port": port}
+    settings = _settings(bundle).model_copy(
         update={name: value for name, value in chosen.items() if value is not None}
     )
     _log(settings.log_level)
@@ -106,7 +112,7 @@ def say(
     if target:
         reply = _call(target, "Understand", _request(utterance))
     else:
-        reply = asyncio.run(_understand_here(utterance, _need_bundle(bundle)))
+        reply = asyncio.run(_understand_here(utterance, bundle))
     if as_json:
         _print_json(show.reply_json(reply))
     else:
@@ -122,7 +128,7 @@ def describe(target: TargetOption = "", bundle: BundleOption = None, as_json: Js
     if target:
         description = _call(target, "Describe", pb.DescribeRequest())
     else:
-        description = wire.describe_message(_load(_need_bundle(bundle)).describe())
+        description = wire.describe_message(_load(bundle).describe())
     if as_json:
         _print_json(show.description_json(description))
     else:
@@ -140,7 +146,7 @@ def doctor(bundle: BundleOption = None, as_json: JsonOption = False) -> None:
         "note": Text("note", style="yellow"),
         "bad": Text("bad", style="bold red"),
     }
-    for finding in examine(_settings(), _bundle(bundle)):
+    for finding in examine(_settings(bundle)):
         findings.append(finding)
         if not as_json:
             out.print(marks[finding.state], Text(f"{finding.check:<12}", style="bold"), finding.found)
@@ -227,21 +233,20 @@ def evaluate(
 ) -> None:
     """Compare vectorizers side by side through light heads on frozen vectors."""
     with _extra("train"):
-        from nlu.training import evaluate as evaluation
+        from nlu.training import report
         from nlu.training.config import Evaluate
+        from nlu.training.evaluate import evaluate as judge
     try:
         widths = [int(width) for width in dims.split(",") if width.strip()]
     except ValueError as error:
         raise typer.BadParameter(f"--dims {dims!r}: expected widths such as 300,256,128") from error
     with _bar() as track:
-        found = evaluation.evaluate(
-            folders, data, Evaluate(suite=suite), dims=widths, store=store, progress=track.step
-        )
-    written = evaluation.write(found, out_folder)
+        found = judge(folders, data, Evaluate(suite=suite), dims=widths, store=store, progress=track.step)
+    written = report.write(found, out_folder)
     if as_json:
-        _print_json(evaluation.as_json(found))
+        _print_json(report.as_json(found))
     else:
-        out.print(evaluation.table(found))
+        out.print(report.table(found))
         out.print(f"{', '.join(map(str, written))}: suite {found.suite}, {found.seconds:.0f} s")
 
 
@@ -260,10 +265,6 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a vectorizer, and export it; `horovodrun -np N nlu vectorizer train CONFIG` is the same on N ranks."""
-    from dataclasses import asdict
-
-    from nlu.vectorizer import fingerprint
-
     with _extra("train"):
         from nlu.training.loop import Interrupted
         from nlu.training.train import settings
@@ -275,6 +276,44 @@ def train(
         except Interrupted as error:
             err.print(Text(f"nlu: {error}", style="red"))
             raise typer.Exit(1) from None
+    _show_finished(finished, as_json)
+
+
+@vectorizer_app.command()
+def distill(
+    config: Annotated[
+        Path,
+        typer.Argument(
+            exists=True,
+            dir_okay=False,
+            help="An experiment with [distill], e.g. nlu/training/configs/student.toml.",
+        ),
+    ],
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from wherever it stopped; begin where there is nothing yet."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a smaller vectorizer that knows what a teacher knows, stage after stage, and export it."""
+    with _extra("train"):
+        from nlu.training.distill import distill as run
+        from nlu.training.loop import Interrupted
+    with _stages() as bar:
+        try:
+            finished = run(config, resume=resume, begun=bar.begun, encoded=bar.encoded)
+        except Interrupted as error:
+            err.print(Text(f"nlu: {error}", style="red"))
+            raise typer.Exit(1) from None
+    _show_finished(finished, as_json)
+
+
+def _show_finished(finished: Finished, as_json: bool) -> None:
+    """What a training run ended in."""
+    from dataclasses import asdict
+
+    from nlu.vectorizer import fingerprint
+
     if finished.parity is None:  # another rank exported
         return
     found = {
@@ -318,7 +357,7 @@ def cache_build(
     from nlu.normalizer import normalize
     from nlu.vectorizer import Vectorizer
 
-    vectorizer = Vectorizer(_vectorizer_folder(_need_bundle(bundle)))
+    vectorizer = Vectorizer(_vectorizer_folder(bundle))
     wanted: dict[str, None] = {}
     refused = 0
     for line in phrases.read_text(encoding="utf-8").splitlines():
@@ -347,29 +386,38 @@ def cache_build(
 @bundle_app.command("starter")
 def bundle_starter(
     vectorizer: Annotated[
-        Path, typer.Option(help="A vectorizer folder; exported from all-MiniLM-L6-v2 where it is absent.")
-    ] = Path(".cache/all-minilm-l6-v2"),
+        Path | None,
+        typer.Option(help="A vectorizer folder, or a bundle that holds one. Default: the shipped bundle's."),
+    ] = None,
     out_folder: Annotated[Path, typer.Option("--out", help="Where the bundle goes.")] = STARTER,
     data: Annotated[
         Path | None, typer.Option(help="A folder of public datasets: also train heads on them, and compare.")
+    ] = None,
+    created: Annotated[
+        int | None,
+        typer.Option(
+            envvar="SOURCE_DATE_EPOCH",
+            help="Seconds since 1970 for the manifest; with it the digest repeats.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build the starter bundle from the authored content, and print how good its heads are."""
     _one_blas_thread()
+    from datetime import UTC, datetime
+
     from nlu import content
+    from nlu.settings import shipped_bundle
 
     with _extra("heads"):
         from nlu import starter
-    if not vectorizer.exists():
-        export("all-MiniLM-L6-v2", vectorizer)
     with _bar() as track:
         built = starter.build(
             content.load(),
-            vectorizer,
+            _vectorizer_folder(vectorizer or shipped_bundle()),
             out_folder,
-            scratch=out_folder.with_suffix(".parts"),
             data=data,
+            created=None if created is None else datetime.fromtimestamp(created, UTC),
             progress=track.step,
         )
     if as_json:
@@ -394,7 +442,8 @@ def bundle_starter(
         numbers = [f"{row.metrics[name]:.3f}" if name in row.metrics else "" for name in columns]
         table.add_row(row.head, row.trained_on, row.tested_on, str(int(row.metrics["phrases"])), *numbers)
     out.print(table)
-    out.print(f"{out_folder}: bundle {built.bundle.digest[:12]}")
+    size = sum(file.size for _, file in built.bundle.manifest.files())
+    out.print(f"{out_folder}: bundle {built.bundle.digest[:12]}, {size / 1e6:.1f} MB")
 
 
 @bundle_app.command("build")
@@ -432,14 +481,16 @@ def bundle_build(
 
 @bundle_app.command("verify")
 def bundle_verify(
-    folder: Annotated[Path, typer.Argument(help="A bundle folder.")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="A bundle folder; without it, what `nlu serve` would serve.")
+    ] = None,
     load: Annotated[
         bool, typer.Option(help="Also load every part, check canaries and golden phrases.")
     ] = True,
 ) -> None:
     """Check manifest, signature, digests and fingerprint chain, then load everything."""
-    settings = _settings()
-    bundle = _verified(folder, settings)
+    bundle = _verified(folder)
+    folder = bundle.path
     out.print(
         f"{folder}: {len(bundle.manifest.components)} parts, every file as the manifest says; digest {bundle.digest}"
     )
@@ -460,7 +511,7 @@ def bundle_publish(
     from statics.locate import open_store
     from statics.publish import publish
 
-    bundle = _verified(folder, _settings())
+    bundle = _verified(folder)
     with _bar() as track:
         digest = publish(bundle, open_store(store), channel=channel, progress=track.step)
     out.print(f"{store}: channel {channel or bundle.manifest.channel} now points to {digest}")
@@ -497,8 +548,7 @@ def bundle_diff(
     """What changed between two bundles, and the bytes a pod would pull."""
     from statics.bundle import diff
 
-    settings = _settings()
-    changes = diff(_verified(old, settings).manifest, _verified(new, settings).manifest)
+    changes = diff(_verified(old).manifest, _verified(new).manifest)
     if as_json:
         _print_json(
             {
@@ -542,50 +592,37 @@ def _one_blas_thread() -> None:
         os.environ.setdefault(name, "1")
 
 
-def _settings() -> Settings:
+def _settings(bundle: Path | None = None) -> Settings:
+    """What the environment says, with a bundle named on the command line in the place of any other."""
     from nlu.settings import Settings
 
-    return Settings()
+    settings = Settings()
+    return settings if bundle is None else settings.model_copy(update={"bundle": bundle})
 
 
-def _bundle(option: Path | None) -> Path | None:
-    settings = _settings()
-    if option is not None or settings.bundle is not None or settings.store:
-        return option or settings.bundle
-    return STARTER if STARTER.exists() else None
-
-
-def _need_bundle(option: Path | None) -> Path:
-    folder = _bundle(option)
-    if folder is None:
-        raise typer.BadParameter(
-            f"found no bundle: no --bundle, no NLU_BUNDLE, no {STARTER}; run `make starter`, or pass --target host:port"
-        )
-    return folder
-
-
-def _verified(folder: Path, settings: Settings) -> Any:
+def _verified(folder: Path | None) -> Any:
+    """The bundle in a folder, or without one what `nlu serve` would serve."""
     from nlu.serve import find_bundle
 
-    return find_bundle(settings.model_copy(update={"bundle": folder}))
+    return find_bundle(_settings(folder))
 
 
-def _load(folder: Path) -> Any:
+def _load(folder: Path | None) -> Any:
     from nlu import loading
 
-    return loading.load(_verified(folder, _settings()))
+    return loading.load(_verified(folder))
 
 
-def _vectorizer_folder(folder: Path) -> Path:
+def _vectorizer_folder(folder: Path | None) -> Path:
     """The vectorizer of a bundle, or the folder itself where it is one."""
-    if (folder / "vectorizer.json").exists():
+    if folder is not None and (folder / "vectorizer.json").exists():
         return folder
-    bundle = _verified(folder, _settings())
+    bundle = _verified(folder)
     found: Path = bundle.folder(bundle.of_kind("vectorizer")[0])
     return found
 
 
-async def _understand_here(utterance: Utterance, folder: Path) -> pb.UnderstandReply:
+async def _understand_here(utterance: Utterance, folder: Path | None) -> pb.UnderstandReply:
     import time
     from datetime import UTC, datetime
 
@@ -759,6 +796,33 @@ class _steps:
         for task in self._tasks:
             table.add_row(Text(task, style="dim"), self._seen(task))
         return Group(self._progress, table)
+
+
+class _stages:
+    """Distillation on stderr, as a context: the teacher's vectors, then a `_steps` for each stage."""
+
+    def __init__(self) -> None:
+        self._open = contextlib.ExitStack()
+        self._vectors: _bar | None = None
+
+    def __enter__(self) -> _stages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def encoded(self, done: int, total: int) -> None:
+        """Report phrases that the teacher has encoded."""
+        if self._vectors is None:
+            self._vectors = self._open.enter_context(_bar())
+        self._vectors.step("the teacher's vectors", done, total)
+
+    def begun(self, stage: Stage, config: Config) -> Watch:
+        """Report a stage, and what watches its steps."""
+        self._open.close()
+        err.print(Text(f"stage {stage.name}"))
+        bar = self._open.enter_context(_steps(stage.steps, every=config.schedule.log_every))
+        return bar.step
 
 
 class _extra:

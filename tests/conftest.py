@@ -9,12 +9,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from nlu import loading
 from nlu.engine import Engine
 from nlu.vectorizer import Vectorizer
 from tests.tiny import Made, make_bundle, make_vectorizer
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no bug
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

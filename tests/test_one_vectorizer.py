@@ -219,7 +219,6 @@ def test_one_vectorizer_trains_on_no_test_row(work: Path) -> None:
     ("change", "words"),
     [
         (('name = "tiny"', 'name = "tiny"\nautocast = "fp16"'), "run.autocast: found 'fp16'"),
-        (("[export]", '[mlm]\ndatasets = ["file:data/x"]\n[export]'), "mlm: found a base to adapt"),
         (("token_dim = 16", "token_dim = 0"), "export.token_dim: found 0"),
     ],
 )

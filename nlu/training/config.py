@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from nlu.training import datasets
 from nlu.training.datasets import TRAIN, Form, Source
 
-Kind = Literal["pairs", "labels", "similarity", "classify", "tags", "tokens"]
+Kind = Literal["pairs", "labels", "similarity", "classify", "tags", "tokens", "lesson"]
 FORMS: Mapping[Kind, Form] = {  # what a task of each kind reads
     "pairs": Form.PAIRS,
     "labels": Form.LABELLED,  # phrases of equal label pull each other; no head
@@ -111,18 +111,25 @@ class Model(_Section):
     uncased: bool = True  # must agree with the base's tokenizer
     dim: Count = 0  # of a compressing layer on top; 0: none
     compress: Literal["pca", "random"] = "pca"  # its first weights; pca needs one pass over the phrases
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = (
+        None  # absent: the base's own; on a CPU drawing it takes a fifth of a step
+    )
     adaptation: Adaptation = Full()
 
 
 class Mlm(_Section):
-    """Masked-language-model training of the base on raw text, before everything else."""
+    """Masked-language-model training of the whole base on raw text, before everything else, in a run of its own.
 
-    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
+    `optimizer`, `batch.chunk` and `schedule` hold for it too, but for what stands here.
+    """
+
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)]  # of any form; user's own: dialogs or pairs
     split: str = TRAIN
     steps: Some = 2000
     batch: Some = 64  # phrases per rank
-    mask: Probability = 0.15
+    mask: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15  # share of tokens hidden
     learning_rate: Positive = 5e-5
+    head_learning_rate: Positive = 1e-3  # of what names words; lower it where the base brings that along
     warm_up: Count = 100
 
 
@@ -216,6 +223,7 @@ LOSSES: Mapping[Kind, tuple[str, ...]] = {
     "classify": ("cross_entropy",),
     "tags": ("binary_cross_entropy",),
     "tokens": ("token_cross_entropy",),
+    "lesson": (),  # what a teacher says; [distill] makes these, a config names none
 }
 
 
@@ -245,6 +253,8 @@ class Task(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Task:
+        if self.kind == "lesson":
+            raise ValueError("a lesson is what [distill] makes of its teacher; take another kind")
         if self.loss.name not in LOSSES[self.kind]:
             raise ValueError(
                 f"loss {self.loss.name!r} is not for kind {self.kind!r}; take {' or '.join(LOSSES[self.kind])}"
@@ -296,7 +306,10 @@ class Batch(_Section):
     """How much a step sees."""
 
     per_rank: Some = 128  # rows; negatives per anchor = per_rank x ranks - 1
-    chunk: Count = 0  # rows whose activations are held at once (gradient caching); 0: all
+    chunk: Count = 0  # rows encoded at once, those of like length together; 0: all
+    recompute: bool = (
+        True  # hold the activations of one chunk only (gradient caching): memory for a third more time
+    )
 
 
 class Noise(_Section):
@@ -338,7 +351,7 @@ class Schedule(_Section):
 class Evaluate(_Section):
     """What a vectorizer is judged by; test splits of all sets, unseen sets besides."""
 
-    suite: Literal["quick", "full"] = "quick"  # minutes or an hour on two cores
+    suite: Literal["quick", "full"] = "quick"  # a minute, or some ten, on two quiet cores
     f_beta: Positive = 1.8
     shots: tuple[Some, ...] = (5, 10)
     seeds: Some = 3  # of the few-shot draws; their mean is reported
@@ -350,6 +363,9 @@ class Export(_Section):
     """The vectorizer folder a run ends in."""
 
     precision: Literal["fp32", "int8"] = "int8"
+    base_share: Annotated[float, Field(ge=0.0, lt=1.0)] = (
+        0.0  # of the base in the weights that are saved: what it knew and no task asked for comes back
+    )
     token_dim: Count = 128  # of token vectors; 0: none
 
 
@@ -359,30 +375,45 @@ class Stage(_Section):
     name: Name
     steps: Some
     learning_rate: Positive = 1e-4
-    outputs: Annotated[float, Field(ge=0.0)] = 0.0  # MSE to the teacher's vectors
-    attention: Annotated[float, Field(ge=0.0)] = 0.0  # MSE to the teacher's attention
-    tokens: Annotated[float, Field(ge=0.0)] = 0.0  # MSE to the teacher's token vectors
+    warm_up: Count = 100
+    outputs: Annotated[float, Field(ge=0.0)] = 0.0  # squared distance to the teacher's vectors
     similarities: Annotated[float, Field(ge=0.0)] = 0.0  # KL between rows of the batch's similarity matrix
-    tasks: Annotated[float, Field(ge=0.0)] = 0.0  # the tasks of this config
     softness: Positive = 0.05  # temperature of that KL
-    int8: bool = False  # weights rounded as they will be served
+    attention: Annotated[float, Field(ge=0.0)] = 0.0  # squared distance to the teacher's attention
+    tokens: Annotated[float, Field(ge=0.0)] = 0.0  # the same of token states, relative to their size
+    tasks: Annotated[float, Field(ge=0.0, le=1.0)] = (
+        0.0  # share of the steps that goes to the tasks of this config
+    )
+    int8: bool = False  # with numbers rounded as they will be served
+    base_share: Annotated[float, Field(ge=0.0, lt=1.0)] = (
+        0.0  # as in [export]; the base is what the stage began with
+    )
 
     @model_validator(mode="after")
     def _learns(self) -> Stage:
-        if not any((self.outputs, self.attention, self.tokens, self.similarities, self.tasks)):
-            raise ValueError("all its weights are 0, so it would learn nothing; give one of them a weight")
+        if self.tasks < 1.0 and not any((self.outputs, self.similarities, self.attention, self.tokens)):
+            raise ValueError(
+                "all its weights are 0, so it would learn nothing of the teacher; give one of them a weight, or set tasks = 1"
+            )
         return self
 
 
 class Distill(_Section):
-    """A smaller student of a teacher; with it, [model] describes the student's limits and its compressing layer."""
+    """A smaller student of a teacher. `model` says its dimensions, `run.autocast` and `batch` how it is computed."""
 
-    teacher: str  # a name the exporter knows, or a run's folder
+    teacher: str  # a name the exporter knows, or a folder such as runs/multitask/model
     layers: Annotated[
         tuple[Count, ...], Field(min_length=1)
     ]  # teacher layers the student begins with, from 0
-    vocabulary: Count = 0  # most frequent tokens kept; 0: all. Small ones save megabytes and cost rare words
-    embedding_rank: Count = 0  # embeddings as a product of that rank; 0: whole
+    neurons: Count = 0  # of each layer's feed-forward part, the busiest; 0: all
+    vocabulary: Count = (
+        0  # most frequent words and pieces kept; 0: all. Few save megabytes and cost rare words
+    )
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)]  # raw phrases; labels are not looked at
+    split: str = TRAIN
+    scripts: tuple[str, ...] = ()  # phrases with letters of others are left out, e.g. ["latin"]; empty: none
+    limit: Count = 0  # phrases of one set at most; 0: all
+    batch: Some = 256  # phrases per rank
     stages: Annotated[tuple[Stage, ...], Field(min_length=1, alias="stage")]
 
 
@@ -410,7 +441,8 @@ class Config(_Section):
     def sources(self) -> dict[str, Source]:
         """Every data set the run trains on, by the name it has here. FileNotFoundError for a user's set that is not there."""
         found = {name: source_of(name, task.form) for task in self.tasks for name in task.datasets}
-        for name in (*(self.mlm.datasets if self.mlm else ()), *self.augment.misspellings):
+        raw = (*(self.mlm.datasets if self.mlm else ()), *(self.distill.datasets if self.distill else ()))
+        for name in (*raw, *self.augment.misspellings):
             found.setdefault(name, source_of(name, Form.PAIRS))
         return found
 
@@ -422,17 +454,28 @@ class Config(_Section):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two tasks are called {name!r}; rename one")
-        for task in self.tasks:
-            for name in task.datasets:
-                self._check(f"task {task.name!r}", name, task.split, task.form)
-        for name in self.mlm.datasets if self.mlm else ():
-            self._check("mlm", name, self.mlm.split if self.mlm else "", None)
-        for name in self.augment.misspellings:
-            self._check("augment.misspellings", name, TRAIN, Form.PAIRS)
+        if self.distill and any(stage.tasks for stage in self.distill.stages) and not self.tasks:
+            raise ValueError("distill: a stage has a share for tasks, but there is none; add a [[task]]")
+        if self.export.base_share and self.model.adaptation.kind != "full":
+            raise ValueError(
+                "export.base_share: an adaptation leaves the base as it is; set it to 0 or take adaptation 'full'"
+            )
+        for where, name, split, form in self._named():
+            self._check(where, name, split, form)
         for name in self.evaluate.held_out:
             if name not in datasets.FOLDERS:
                 datasets.find(name)
         return self
+
+    def _named(self) -> Iterator[tuple[str, str, str, Form | None]]:
+        """Every data set the config trains on: where it stands, its name, the split, and the form if that matters."""
+        for task in self.tasks:
+            yield from ((f"task {task.name!r}", name, task.split, task.form) for name in task.datasets)
+        if self.mlm:
+            yield from (("mlm", name, self.mlm.split, None) for name in self.mlm.datasets)
+        if self.distill:
+            yield from (("distill", name, self.distill.split, None) for name in self.distill.datasets)
+        yield from (("augment.misspellings", name, TRAIN, Form.PAIRS) for name in self.augment.misspellings)
 
     def _check(self, where: str, name: str, split: str, form: Form | None) -> None:
         if name.startswith(datasets.OWN):

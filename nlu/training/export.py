@@ -72,7 +72,11 @@ class EncoderGraph(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """[batch, tokens] twice to [batch, dim] and [batch, tokens, token_dim]."""
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden = self.encoder(input_ids=input_ids, attention_mask=bias_of(attention_mask)).last_hidden_state
+        return self.pooled(hidden, attention_mask), self.compress(hidden)
+
+    def pooled(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """[batch, tokens, hidden] to [batch, dim] of unit length."""
         if self.pooling == "mean":
             mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
             pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1.0)
@@ -80,7 +84,16 @@ class EncoderGraph(nn.Module):
             pooled = hidden[:, 0]
         if self.dense is not None:
             pooled = self.dense(pooled)
-        return nn.functional.normalize(pooled, dim=-1), self.compress(hidden)
+        return nn.functional.normalize(pooled, dim=-1)
+
+
+def bias_of(attention_mask: Tensor) -> Tensor:
+    """[batch, tokens] of ones and zeros to [batch, 1, 1, tokens] to add to attention's logits.
+
+    Encoders make the same of a plain mask, by twenty operations of which a short phrase feels each.
+    """
+    masked = 1.0 - attention_mask[:, None, None, :].to(torch.float32)
+    return masked * torch.finfo(torch.float32).min
 
 
 def export(

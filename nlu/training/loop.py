@@ -18,11 +18,10 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -69,6 +68,18 @@ class Interrupted(Exception):
 # --- what is learnt from --------------------------------------------------------------------------------------------------
 
 
+class Lesson(Protocol):
+    """What a teacher has to say of the rows of a pool."""
+
+    def work(
+        self, rows: Sequence[int], chunks: Sequence[Tokens], order: Sequence[int], network: Network
+    ) -> Work:
+        """What is to be done with chunks of a batch's phrases, perhaps noisy; `order` says which row each phrase is of."""
+
+    def measure(self, network: Network, *, batch: int) -> tuple[str, float]:
+        """(measure, value from 0 to 1) on phrases held back."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TaskData:
     """One data set as one task uses it; row i of the pool is `examples[i]`, and `held` are never trained on."""
@@ -78,6 +89,7 @@ class TaskData:
     examples: tuple[Example, ...]
     held: tuple[Example, ...]
     labels: tuple[str, ...]  # sorted; empty where the task has none
+    lesson: Lesson | None = None  # of a task whose targets a teacher gives
 
     @property
     def head(self) -> Head | None:
@@ -172,8 +184,8 @@ def _targets(data: TaskData, examples: Sequence[Example]) -> Tensor:
                 for label in example.labels if isinstance(example, Labelled) else ():
                     targets[row, numbers[label]] = 1.0
             return targets
-        case "tokens":
-            raise ValueError("targets of words need tokens; this is a bug")
+        case "tokens" | "lesson":
+            raise ValueError("targets of words need tokens, those of lessons a teacher; this is a bug")
 
 
 def _word_targets(data: TaskData, examples: Sequence[Example], chunks: Sequence[Tokens]) -> Tensor:
@@ -233,7 +245,7 @@ def make_optimizer(learner: Learner, config: OptimizerConfig, *, ranks: int) -> 
     ]
     if config.name == "lamb":
         return _lamb(parameters, config)
-    return torch.optim.AdamW(parameters, betas=config.betas, eps=config.epsilon)
+    return torch.optim.AdamW(parameters, betas=config.betas, eps=config.epsilon, fused=True)
 
 
 def _scale(config: OptimizerConfig, ranks: int) -> float:
@@ -254,14 +266,30 @@ def _rate_of(name: str, network: Network, config: OptimizerConfig) -> float:
 
 def _lamb(parameters: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
     try:
-        from pytorch_optimizer import Lamb  # type: ignore[import-not-found, unused-ignore]
+        from pytorch_optimizer import Lamb
     except ImportError as error:
         raise ValueError(
             "optimizer.name: found 'lamb' but no module pytorch_optimizer, expected the 'train' extra; "
-            "pip install 'chorus-nlu[train]' pytorch-optimizer, or take 'adamw'"
+            "pip install 'chorus-nlu[train]', or take 'adamw'"
         ) from error
-    made: Optimizer = Lamb(parameters, betas=config.betas, eps=config.epsilon)
+    # As in the authors' code: a step in proportion to a tensor's norm is for matrices, biases and norms take Adam's; decay
+    # is part of the update whose norm is taken; warm-up makes up for moments that begin at zero (left alone, the package
+    # takes first steps ten times as long). A matrix that starts at zero, one half of LoRA, would never get away from there.
+    groups = [
+        group | {"params": members, "adam": plain, "adam_debias": True}
+        for group in parameters
+        for plain, members in _plain_or_not(group["params"])
+    ]
+    made: Optimizer = Lamb(groups, betas=config.betas, eps=config.epsilon, weight_decouple=False)
     return made
+
+
+def _plain_or_not(parameters: Sequence[nn.Parameter]) -> Iterator[tuple[bool, list[nn.Parameter]]]:
+    """Whether they take Adam's step, and which do."""
+    for plain in (False, True):
+        members = [each for each in parameters if plain == (each.ndim < 2 or not each.any())]
+        if members:
+            yield plain, members
 
 
 def rate(step: int, config: OptimizerConfig, *, steps: int) -> float:
@@ -340,7 +368,7 @@ def train(
     end, and on the way out.
     """
     by_pool = {each.pool.name: each for each in data}
-    losses = {each.task.name: make_task_loss(each.task) for each in data}
+    losses = {each.task.name: make_task_loss(each.task) for each in data if each.lesson is None}
     steps = config.schedule.steps
     for step in range(start, steps):
         began = time.perf_counter()
@@ -353,7 +381,7 @@ def train(
             each,
             batch.rows.tolist(),
             learner.network,
-            losses[each.task.name],
+            losses.get(each.task.name),
             world,
             config,
             noise=StepNoise(augmenter, config, step),
@@ -364,7 +392,9 @@ def train(
             group["lr"] = group["initial_lr"] * factor
 
         optimizer.zero_grad()
-        outcome = backward(work, each.task.name, learner, chunked=config.batch.chunk > 0)
+        outcome = backward(
+            work, each.task.name, learner, recompute=config.batch.chunk > 0 and config.batch.recompute
+        )
         seen = {"loss": outcome.loss.item(), "stop": float(stopping())}
         if outcome.negatives is not None:
             seen["negatives"] = outcome.negatives.float().mean().item()
@@ -435,7 +465,7 @@ def prepare(
     data: TaskData,
     rows: Sequence[int],
     network: Network,
-    loss: Loss,
+    loss: Loss | None,
     world: World,
     config: Config,
     *,
@@ -448,6 +478,12 @@ def prepare(
         _chunked(column, network, config.batch.chunk)
         for column in noise.on(data.task, texts_of(examples), rows)
     ]
+    if data.lesson is not None:
+        ((chunks, order),) = columns
+        work = data.lesson.work(rows, [chunk.to(device) for chunk in chunks], order, network)
+        return replace(work, encode=cast(work.encode, config, device))
+    if loss is None:
+        raise ValueError(f"{data.pool.name}: neither a lesson nor a loss; this is a bug")
     if data.task.kind == "tokens":
         ((chunks, order),) = columns
         targets = _word_targets(data, [examples[i] for i in order], chunks).to(device)
@@ -456,10 +492,7 @@ def prepare(
     # Rows went to the chunks by length; a loss wants them as the targets stand.
     places = [torch.tensor(order).argsort().to(device) for _, order in columns]
 
-    def encode(chunk: Tokens) -> Tensor:
-        # Entered anew for each chunk: its cache of cast weights must not outlive a pass without gradients.
-        with _autocast(config, device):
-            return network.words(chunk) if data.task.kind == "tokens" else network.sentences(chunk)
+    encode = network.words if data.task.kind == "tokens" else network.sentences
 
     def of_vectors(vectors: Sequence[Tensor]) -> Outcome:
         if data.task.kind == "tokens":
@@ -470,10 +503,10 @@ def prepare(
         return loss(ordered, targets, world=world)
 
     moved = tuple(tuple(chunk.to(device) for chunk in chunks) for chunks, _ in columns)
-    return Work(moved, encode, of_vectors)
+    return Work(moved, cast(encode, config, device), of_vectors)
 
 
-def backward(work: Work, task: str, learner: Learner, *, chunked: bool) -> Outcome:
+def backward(work: Work, task: str, learner: Learner, *, recompute: bool) -> Outcome:
     """Gradients of the weighted loss; the outcome has the loss before its weight."""
     plain: list[Tensor] = []
 
@@ -482,7 +515,7 @@ def backward(work: Work, task: str, learner: Learner, *, chunked: bool) -> Outco
         plain.append(outcome.loss.detach())
         return replace(outcome, loss=learner.weigh(task, outcome.loss))
 
-    if chunked:
+    if recompute:
         outcome = cached_backward(work.encode, work.columns, weighted)
     else:
         outcome = weighted([torch.cat([work.encode(chunk) for chunk in column]) for column in work.columns])
@@ -490,8 +523,17 @@ def backward(work: Work, task: str, learner: Learner, *, chunked: bool) -> Outco
     return Outcome(plain[0], outcome.negatives)
 
 
-def _autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.run.autocast == "bf16")
+def cast(
+    encode: Callable[[Tokens], Tensor], config: Config, device: torch.device
+) -> Callable[[Tokens], Tensor]:
+    """The same encoding, computed in the numbers that `run.autocast` names."""
+
+    def within(chunk: Tokens) -> Tensor:
+        # Entered anew for each chunk: its cache of cast weights must not outlive a pass without gradients.
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.run.autocast == "bf16"):
+            return encode(chunk)
+
+    return within
 
 
 def _chunked(phrases: Sequence[str], network: Network, chunk: int) -> tuple[list[Tokens], list[int]]:
@@ -513,6 +555,8 @@ def measure(network: Network, data: TaskData, *, batch: int = 64) -> tuple[str, 
     has the same label. Similarity: rank correlation. Classes and tags: whether the top label is right. Words: F1 of
     words that belong to a span.
     """
+    if data.lesson is not None:
+        return data.lesson.measure(network, batch=batch)
     if not data.held:
         return None
     columns = texts_of(data.held)
@@ -530,6 +574,8 @@ def measure(network: Network, data: TaskData, *, batch: int = 64) -> tuple[str, 
             return "accuracy", _top_label(network, data, columns[0], batch)
         case "tokens":
             return "f1", _word_f1(network, data, columns[0], batch)
+        case "lesson":
+            raise ValueError("a lesson without a teacher; this is a bug")
 
 
 def _recall(network: Network, held: Sequence[Example], columns: list[list[str]], batch: int) -> float:

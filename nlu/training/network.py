@@ -10,7 +10,7 @@ import copy
 import importlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -209,6 +209,8 @@ def make(model: Model, heads: Sequence[Head] = ()) -> Network:
     Raises ValueError where the base cannot be loaded or is not what the config says it is.
     """
     base = _load_base(model.base)
+    if model.dropout is not None:
+        _drop_out(base.encoder, model.dropout)
     if base.pooling is not None and base.pooling != model.pooling:
         raise ValueError(
             f"model.pooling: found {model.pooling!r}, but {model.base} was trained with {base.pooling!r}; "
@@ -272,6 +274,14 @@ def load(folder: Path) -> Network:
 
 
 @torch.no_grad()
+def mix(network: Network, base: Mapping[str, Tensor], share: float) -> None:
+    """Set the encoder to `share` of a base's weights and the rest of its own (WiSE-FT, Wortsman et al. 2022)."""
+    for name, weights in network.graph.encoder.state_dict().items():
+        if weights.is_floating_point():
+            weights.lerp_(base[name].to(weights), share)
+
+
+@torch.no_grad()
 def start_from_principal_components(network: Network, phrases: Sequence[str]) -> float:
     """Set the fresh compressing layer to the principal components of what comes before it, over some phrases.
 
@@ -290,14 +300,29 @@ def start_from_principal_components(network: Network, phrases: Sequence[str]) ->
             "principal components; set model.compress = 'random' or give more data"
         )
     network.graph.dense = _sequential(before)
-    vectors = network.encode(phrases).double()  # [phrases, width]
+    vectors = network.encode(phrases)  # [phrases, width]
     network.graph.dense = whole
-    values, components = torch.linalg.eigh(vectors.T @ vectors)  # ascending
-    kept = components.flip(1)[:, : linear.out_features].T  # [dim, width]
+    components, kept = principal_components(vectors, linear.out_features)
+    linear.weight.copy_(components)
+    return kept
+
+
+def principal_components(vectors: Tensor, dim: int) -> tuple[Tensor, float]:
+    """[dim, width] of vectors [phrases, width] about the origin, and the share of the squared length that they keep.
+
+    Raises ValueError for fewer phrases, or a narrower space, than dimensions.
+    """
+    if dim > min(vectors.shape):
+        raise ValueError(
+            f"model.dim: found {dim}, but {len(vectors)} phrases of width {vectors.shape[1]} have no more than "
+            f"{min(vectors.shape)} principal components; lower it or give more data"
+        )
+    exact = vectors.double()
+    values, components = torch.linalg.eigh(exact.T @ exact)  # ascending
+    kept = components.flip(1)[:, :dim].T  # [dim, width]
     # A component's sign is arbitrary; fixed, so that every machine starts from the same weights.
     largest = kept.gather(1, kept.abs().argmax(dim=1, keepdim=True))
-    linear.weight.copy_((kept * largest.sign()).float())
-    return float(values.flip(0)[: linear.out_features].sum() / values.sum())
+    return (kept * largest.sign()).float(), float(values.flip(0)[:dim].sum() / values.sum())
 
 
 # --- words --------------------------------------------------------------------------------------------------------------
@@ -358,7 +383,11 @@ def _load_base(base: str) -> _Base:
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # ours to show
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        encoder = transformers.AutoModel.from_pretrained(name, dtype=torch.float32)
+        # The fused attention of CPUs is half as fast as the plain one on short phrases, and gives no maps to distill.
+        attention = "sdpa" if torch.cuda.is_available() else "eager"
+        encoder = transformers.AutoModel.from_pretrained(
+            name, dtype=torch.float32, attn_implementation=attention
+        )
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model.base: found no loadable encoder in {base!r} ({str(error).splitlines()[0]}), expected a folder, one of "
@@ -454,6 +483,15 @@ def _layers(dense: nn.Module | None) -> Iterator[tuple[nn.Linear, nn.Module]]:
             yield linear, activation
 
 
+def _drop_out(encoder: nn.Module, probability: float) -> None:
+    """Attention reads its probability at each call; the layers have theirs in modules."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = probability  # type: ignore[assignment]
+
+
 # --- what of it is trained -----------------------------------------------------------------------------------------------
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|h)\.(\d+)\.")
@@ -516,7 +554,7 @@ def _peft(kind: str) -> ModuleType:
     except ImportError as error:
         raise ValueError(
             f"model.adaptation: found kind {kind!r} but no module peft, expected the 'train' extra; "
-            "pip install 'chorus-nlu[train]' peft, or take kind 'layernorm' or 'full'"
+            "pip install 'chorus-nlu[train]', or take kind 'layernorm' or 'full'"
         ) from error
 
 
@@ -592,7 +630,8 @@ def _with_prompt(tokenizer: Any, tokens: int) -> Any:
             f"model.adaptation: found a tokenizer with {template.get('type')}, expected TemplateProcessing; "
             "a prompt cannot be put before its phrases, take kind 'lora'"
         )
-    names = [f"[PROMPT{i}]" for i in range(tokens)]
+    there = sum(name.startswith("[PROMPT") for name in backend.get_vocab())  # of an earlier run
+    names = [f"[PROMPT{there + i}]" for i in range(tokens)]
     backend.add_special_tokens(names)
     ids = [backend.token_to_id(name) for name in names]
     pieces = [piece for part in template["single"] for piece in part.values()]

@@ -11,10 +11,12 @@ What a run leaves in OUT/NAME of its config, all of it written by rank 0:
     env.json         code, packages, machine, data  model/         the trained network, sentence-transformers, with heads
     metrics.jsonl    what was logged                vectorizer/    what is served; only of a run that came to its end
     mlruns/          the same for MLflow            plots/ run.md  the report
+    mlm/             the same of what came before, where the config has [mlm]; its model/ is the base of the rest
 """
 
 from __future__ import annotations
 
+import copy
 import heapq
 import importlib
 import json
@@ -41,7 +43,7 @@ import torch
 from matplotlib.figure import Figure
 
 from nlu import content
-from nlu.training import augment, datasets, loop, network
+from nlu.training import augment, datasets, loop, mlm, network
 from nlu.training import config as configs
 from nlu.training.augment import Augmenter
 from nlu.training.config import Config, Task
@@ -49,6 +51,7 @@ from nlu.training.datasets import ALL, DEV, OWN, TEST, TRAIN, Example, Form, Loa
 from nlu.training.distributed import World, world, write_once
 from nlu.training.export import MAX_GATE_PHRASES, Parity, export
 from nlu.training.loop import Event, Learner, TaskData, Trained
+from nlu.training.rounding import rounded
 from nlu.training.sampler import Sampler
 from nlu.vectorizer import SPEC_FILE, VectorizerSpec, fingerprint
 
@@ -56,6 +59,8 @@ logger = logging.getLogger(__name__)
 
 FINISHED = "finished"
 HELD = 128  # rows of a pool that are measured while training
+RAW = "mlm"  # inside a run's folder, the run of what comes before it
+RAW_HELD = 512  # phrases whose perplexity is watched
 PCA_PHRASES = 20_000  # what a compressing layer is fitted to
 GRAPH_TOKENS = 512  # the most an exported graph takes
 
@@ -84,7 +89,54 @@ def train(
     """
     # What: one file says all of it.
     config = settings(path, steps)
+    if config.mlm is None:
+        return run(config, resume=resume, watch=watch)
+
+    # Before everything else, where the config wants that, the base reads raw text, in a run of its own.
     folder = Path(config.run.out) / config.run.name
+    if world().rank == 0:
+        claim(folder, resume=resume)
+    alone = not config.tasks
+    raw = run(
+        config if alone else mlm.stage(config, config.mlm),
+        resume=resume,
+        watch=watch,
+        folder=folder if alone else folder / RAW,
+        lessons=lambda _config, _data: read_raw(config),
+        make=lambda staged, data: mlm.with_head(make_learner(staged, data)),
+        exporting=alone,
+    )
+    if alone:
+        return raw
+
+    # Then the tasks, from what that left; rank 0 alone need see it, its weights are everybody's.
+    base = str(raw.folder / "model") if world().rank == 0 else config.model.base
+    model = config.model.model_copy(update={"base": base})
+    return run(
+        config,
+        resume=resume,
+        watch=watch,
+        make=lambda config, data: make_learner(config.model_copy(update={"model": model}), data),
+    )
+
+
+def run(
+    config: Config,
+    *,
+    resume: bool = False,
+    watch: Watch = lambda step, what: None,
+    folder: Path | None = None,
+    lessons: Lessons = lambda config, data: data,
+    make: Callable[[Config, Data], Learner] | None = None,
+    int8: bool = False,
+    exporting: bool = True,
+) -> Finished:
+    """`train` of a config that is already read, in `folder` where that is not to be OUT/NAME.
+
+    `lessons` may add to the data what a teacher says; `make` is `make_learner` unless told; with `int8` the network
+    computes with numbers rounded as they will be served; without `exporting` the run ends in its `model/`.
+    """
+    folder = folder or Path(config.run.out) / config.run.name
 
     # Who: this process alone, or one of those that horovodrun started; each on a GPU of its own where there are any.
     here = world()
@@ -93,7 +145,7 @@ def train(
         claim(folder, resume=resume)
 
     # On what: every rank reads everything and takes its share of each batch.
-    data = read_data(config)
+    data = lessons(config, read_data(config))
     sampler = Sampler(
         [each.pool for each in data.tasks],
         temperature=config.mix.temperature,
@@ -104,7 +156,8 @@ def train(
 
     # With what: the encoder, its heads, and perhaps weights of tasks.
     torch.manual_seed(config.run.seed)
-    learner = make_learner(config, data).to(device)
+    learner = (make or make_learner)(config, data).to(device)
+    base = copy.deepcopy(learner.network.graph.encoder.state_dict()) if config.export.base_share else {}
     optimizer = here.wrap_optimizer(
         loop.make_optimizer(learner, config.optimizer, ranks=here.size),
         config.optimizer.compression,
@@ -122,7 +175,7 @@ def train(
 
     # The steps. Rank 0 writes down what happens, and measures.
     record = Record(folder, config, here, data, device, learner, start=start) if here.rank == 0 else None
-    with reported(record), told_to_stop() as stopping:
+    with reported(record), told_to_stop() as stopping, rounded(learner.network, on=int8):
         for step, what in loop.train(
             learner,
             optimizer,
@@ -141,8 +194,13 @@ def train(
                 watch(step, what)
 
         # The end: only a run that got here leaves a vectorizer, and only one that passes the exporter's gate.
+        if base:
+            network.mix(learner.network, base, config.export.base_share)
         published: list[Parity] = []
-        write_once(here, lambda: published.append(publish(folder, config, learner.network, data)))
+        if exporting:
+            write_once(here, lambda: published.append(publish(folder, config, learner.network, data)))
+        else:
+            write_once(here, lambda: keep(folder, learner.network))
         return Finished(
             folder,
             folder / "vectorizer",
@@ -197,14 +255,16 @@ def settings(path: Path, steps: int | None = None) -> Config:
         if steps < 1:
             raise configs.ConfigInvalid(f"--steps: found {steps}, expected at least 1; ask for more")
         config = config.model_copy(update={"schedule": config.schedule.model_copy(update={"steps": steps})})
+        if config.mlm:
+            fewer = {"steps": min(steps, config.mlm.steps)}
+            config = config.model_copy(update={"mlm": config.mlm.model_copy(update=fewer)})
     for wrong, complaint in (
         (config.distill, "distill: found a student to make; run it with `nlu vectorizer distill`"),
         (
-            config.mlm,
-            "mlm: found a base to adapt on raw text first, which this command does not do; remove the section and "
-            "point model.base at a base that is adapted",
+            not config.tasks and (config.model.dim or config.model.adaptation != configs.Full()),
+            "model: found a dim or an adaptation but no task, expected neither: raw text trains the whole base and nothing "
+            "else; add a [[task]]",
         ),
-        (not config.tasks, "task: found none, expected at least one; add a [[task]]"),
         (
             config.run.autocast == "fp16",
             "run.autocast: found 'fp16', whose small numbers vanish without loss scaling, expected 'bf16' or 'off'; "
@@ -218,7 +278,7 @@ def settings(path: Path, steps: int | None = None) -> Config:
     ):
         if wrong:
             raise configs.ConfigInvalid(f"{path}: {complaint}")
-    return config
+    return mlm.stage(config, config.mlm) if config.mlm and not config.tasks else config
 
 
 def place(here: World, config: Config) -> torch.device:
@@ -253,6 +313,8 @@ def stamp_of(config: Config, data: Data) -> dict[str, Any]:
         del said[free]
     for free in ("out", "tracking", "threads"):
         del said["run"][free]
+    for stage in (said.get("distill") or {}).get("stage", ()):
+        del stage["steps"]
     said["task"] = {task["name"]: task for task in said["task"]}
     return {"config": said, "data": dict(data.digests)}
 
@@ -275,24 +337,20 @@ class Data:
         return heapq.nsmallest(count, texts, key=identity)
 
 
+Lessons = Callable[[Config, Data], Data]
+
+
 def read_data(config: Config) -> Data:
     """Every pool of every task: test rows taken out, some rows held back, cut as the task says."""
-    root = Path(config.data.root)
-    uncased = config.model.uncased
     read: dict[tuple[str, Form, str], Loaded] = {}
 
     def loaded(source: Source, split: str) -> Loaded:
         key = (source.name, source.form, split)
         if key not in read:
-            read[key] = datasets.read(source, split, root, uncased=uncased)
+            read[key] = datasets.read(source, split, Path(config.data.root), uncased=config.model.uncased)
         return read[key]
 
-    tested = {
-        text
-        for source, split in tested_on(config)
-        for column in loop.texts_of(loaded(source, split).examples)
-        for text in column
-    }
+    tested = tested_phrases(config, loaded)
     tasks: list[TaskData] = []
     dropped: dict[str, int] = {}
     for task in config.tasks:
@@ -319,13 +377,58 @@ def read_data(config: Config) -> Data:
     return Data(tuple(tasks), dict(sorted(files.items())), dropped, errors)
 
 
+def read_raw(config: Config) -> Data:
+    """Phrases of the sets that the base reads before everything else: a pool a set, without what anything is tested on."""
+    if config.mlm is None:
+        raise ValueError("a config without [mlm]; this is a bug")
+    files: dict[str, str] = {}
+
+    def loaded(source: Source, split: str) -> Loaded:
+        found = datasets.read(source, split, Path(config.data.root), uncased=config.model.uncased)
+        files.update((file.name, file.sha256) for file in found.files)
+        return found
+
+    tested = tested_phrases(config, loaded)
+    tasks: list[TaskData] = []
+    dropped: dict[str, int] = {}
+    for name in config.mlm.datasets:
+        source = configs.source_of(name, Form.PAIRS)
+        whole = _phrases(loaded(source, config.mlm.split))
+        clean = [text for text in whole if text not in tested]
+        if DEV in source.splits and config.mlm.split not in (DEV, ALL):
+            apart = [text for text in _phrases(loaded(source, DEV)) if text not in tested]
+            held = heapq.nsmallest(RAW_HELD, apart, key=identity)
+        else:
+            held = heapq.nsmallest(min(RAW_HELD, len(clean) // 10), clean, key=identity)
+        unseen = set(held)
+        rows = [text for text in clean if text not in unseen]
+        tasks.append(mlm.task_data(config.mlm, name, rows, held, world()))
+        dropped[tasks[-1].pool.name] = len(whole) - len(clean)
+    return Data(tuple(tasks), dict(sorted(files.items())), dropped, {})
+
+
+def _phrases(read: Loaded) -> list[str]:
+    """Every phrase once."""
+    return list(dict.fromkeys(text for column in loop.texts_of(read.examples) for text in column))
+
+
+def tested_phrases(config: Config, loaded: Callable[[Source, str], Loaded]) -> set[str]:
+    """Phrases that no training may see."""
+    return {
+        text
+        for source, split in tested_on(config)
+        for column in loop.texts_of(loaded(source, split).examples)
+        for text in column
+    }
+
+
 def tested_on(config: Config) -> Iterator[tuple[Source, str]]:
     """What no task may see: test rows of the run's own sets, and all rows of sets that are only ever tested on."""
-    own = {
-        (source.name, source.form): source
-        for task in config.tasks
-        for source in (configs.source_of(name, task.form) for name in task.datasets)
-    }
+    named = [(name, task.form) for task in config.tasks for name in task.datasets]
+    for raw in (config.mlm, config.distill):
+        named += [(name, Form.PAIRS) for name in raw.datasets] if raw else []
+    sources = (configs.source_of(name, form) for name, form in named)
+    own = {(source.name, source.form): source for source in sources}
     for source in own.values():
         if TEST in source.splits:
             yield source, TEST
@@ -392,7 +495,8 @@ def make_learner(config: Config, data: Data) -> Learner:
     if encoder.fresh and config.model.compress == "pca":
         kept = network.start_from_principal_components(encoder, data.phrases(PCA_PHRASES))
         logger.info("%d principal components keep %.1f %% of the vectors", encoder.dim, 100 * kept)
-    return Learner(encoder, config.tasks, uncertainty=config.mix.weighting == "uncertainty")
+    tasks = list({each.task.name: each.task for each in data.tasks}.values())
+    return Learner(encoder, tasks, uncertainty=config.mix.weighting == "uncertainty")
 
 
 # --- how good, and out ------------------------------------------------------------------------------------------------------
@@ -406,8 +510,7 @@ def evaluate(encoder: network.Network, tasks: Sequence[TaskData]) -> Evaluation:
 
 def publish(folder: Path, config: Config, encoder: network.Network, data: Data) -> Parity:
     """Save the network and export it; neither folder is ever half there. Raises VectorizerRefused at the gate."""
-    with _whole(folder / "model") as partial:
-        encoder.save(partial)
+    keep(folder, encoder)
     # Half of the gate's phrases are those it was trained on, half are what people say to any assistant.
     said = data.phrases(MAX_GATE_PHRASES // 2)
     phrases = [*said, *content.load().phrases()[: MAX_GATE_PHRASES - len(said)]]
@@ -425,11 +528,17 @@ def publish(folder: Path, config: Config, encoder: network.Network, data: Data) 
             "run": config.run.name,
             "steps": config.schedule.steps,
             "git": git_revision(),
-            "datasets": sorted({each.pool.dataset for each in data.tasks}),
+            "datasets": sorted(config.sources()),
         }
         spec = spec.model_copy(update={"name": config.run.name, "provenance": made})
         _write_json(partial / SPEC_FILE, spec.model_dump(mode="json"))
     return parity
+
+
+def keep(folder: Path, encoder: network.Network) -> None:
+    """Save the network into a run's folder."""
+    with _whole(folder / "model") as partial:
+        encoder.save(partial)
 
 
 @contextmanager
@@ -742,8 +851,10 @@ def report(record: Record, status: str, *, seconds: float) -> str:
         "- everything else: config.toml, env.json",
         "",
     ]
-    if status == FINISHED:
+    if status == FINISHED and (record.folder / "vectorizer").exists():
         lines += _vectorizer_lines(record.folder / "vectorizer")
+    if (record.folder / RAW).exists():
+        lines += _raw_lines(record.folder / RAW)
     lines += ["## Tasks", "", "Loss before its weight, at the first and the last line of the log.", ""]
     lines += _table(("task", "loss first", "loss last", "negatives", "weight"), _task_rows(logged))
     lines += [
@@ -763,9 +874,9 @@ def report(record: Record, status: str, *, seconds: float) -> str:
                 each.pool.name,
                 len(each.examples),
                 len(each.held),
-                record.data.dropped[each.pool.name],
+                record.data.dropped.get(each.pool.name, ""),
                 len(each.labels) or "",
-                configs.source_of(each.pool.dataset, each.task.form).licence,
+                _licence(each),
             )
             for each in record.data.tasks
         ],
@@ -773,6 +884,13 @@ def report(record: Record, status: str, *, seconds: float) -> str:
     drawn = sorted(path.name for path in (record.folder / "plots").glob("*.png"))
     lines += [f"![{name}](plots/{name})" for name in drawn]
     return "\n".join(lines) + "\n"
+
+
+def _licence(each: TaskData) -> str:
+    name = each.pool.dataset
+    if name not in datasets.SOURCES and not name.startswith(OWN):
+        return ""  # what a teacher says of many sets
+    return configs.source_of(name, configs.FORMS.get(each.task.kind, Form.PAIRS)).licence
 
 
 def _vectorizer_lines(folder: Path) -> list[str]:
@@ -785,6 +903,21 @@ def _vectorizer_lines(folder: Path) -> list[str]:
         f"`vectorizer/`: {spec.precision}, dim {spec.dim}, {size:.1f} MiB, fingerprint `{fingerprint(folder)}`; cosine to "
         f"torch over {parity['phrases']} phrases: mean {parity['mean_cosine']:.4f}, worst {parity['min_cosine']:.4f}.",
         "",
+    ]
+
+
+def _raw_lines(folder: Path) -> list[str]:
+    evaluations = [
+        (row["step"], row["evaluation"])
+        for row in _read_rows(folder / "metrics.jsonl")
+        if "evaluation" in row
+    ]
+    return [
+        "## Raw text",
+        "",
+        f"{evaluations[-1][0]} steps before everything else; `{folder.name}/run.md` tells of them.",
+        "",
+        *_table(("pool", "measure", "first", "last", "best", "at step"), _evaluation_rows(evaluations)),
     ]
 
 
@@ -803,8 +936,9 @@ def _evaluation_rows(evaluations: Sequence[tuple[int, Evaluation]]) -> list[tupl
     rows: list[tuple[object, ...]] = []
     for name in evaluations[0][1] if evaluations else ():
         seen = [(found[name][1], step) for step, found in evaluations if name in found]
-        best, step = max(seen, key=lambda each: (each[0], -each[1]))
         measure = evaluations[0][1][name][0]
+        sign = -1 if measure == "perplexity" else 1
+        best, step = max(seen, key=lambda each: (sign * each[0], -each[1]))
         rows.append((name, measure, f"{seen[0][0]:.3f}", f"{seen[-1][0]:.3f}", f"{best:.3f}", step))
     return rows
 

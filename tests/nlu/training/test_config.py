@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 import tomllib
@@ -49,6 +50,32 @@ def test_config_load_reads_the_shipped_example() -> None:
     assert "nlu vectorizer train" in head and "hardware:" in head and "score:" in head
 
 
+@pytest.mark.parametrize("path", sorted(EXAMPLE.parent.glob("*.toml")), ids=lambda path: path.stem)
+def test_config_load_reads_every_shipped_config(path: Path) -> None:
+    loaded = config.load(path)
+    head = path.read_text(encoding="utf-8").partition("[run]")[0]
+    assert all(word in head for word in ("launch:", "hardware:", "score:"))
+    assert path.name in head  # the launch command names this very file
+    assert loaded.run.ship or all(name.startswith(datasets.OWN) for name in _datasets(loaded))
+
+
+def _datasets(loaded: Config) -> list[str]:
+    """What it is trained on, whether the files are here or not."""
+    named = [task.datasets for task in loaded.tasks]
+    named += [part.datasets for part in (loaded.mlm, loaded.distill) if part]
+    return [name for names in named for name in names]
+
+
+def test_config_shipped_adaptations_are_one_each() -> None:
+    kinds = {
+        name: config.load(EXAMPLE.with_name(f"{name}.toml")).model.adaptation
+        for name in ("lora", "layernorm", "prompt", "mlm")
+    }
+    assert isinstance(kinds["lora"], config.Lora) and isinstance(kinds["layernorm"], config.LayerNorm)
+    assert isinstance(kinds["prompt"], config.Prompt) and kinds["prompt"].method == "p_tuning"
+    assert kinds["mlm"] == config.Full() and config.load(EXAMPLE.with_name("mlm.toml")).mlm
+
+
 @pytest.mark.parametrize("text", [SMALL, EXAMPLE.read_text(encoding="utf-8")], ids=["small", "example"])
 def test_config_dump_gives_the_same_config_back(text: str) -> None:
     loaded = config.parse(text)
@@ -82,6 +109,7 @@ datasets = ["self_dialogue.replies"]
 [distill]
 teacher = "runs/teacher"
 layers = [0, 2, 5]
+datasets = ["clinc150"]
 [[distill.stage]]
 name = "outputs"
 steps = 100
@@ -220,7 +248,7 @@ def test_config_batch_of_a_task_by_label() -> None:
 
 
 def test_config_every_kind_has_losses_and_a_form() -> None:
-    assert set(config.FORMS) == set(config.LOSSES)
+    assert {*config.FORMS, "lesson"} == set(config.LOSSES)
 
 
 def test_config_is_frozen() -> None:
@@ -251,3 +279,13 @@ def test_config_and_its_neighbours_need_no_torch() -> None:
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["multitask", "student"])
+def test_config_of_shipped_weights_names_sets_that_notice_names(name: str) -> None:
+    loaded = config.load(EXAMPLE.with_name(f"{name}.toml"))
+    folders = {source.folder for source in loaded.sources().values()}
+    assert loaded.run.ship
+    notice = set(re.split(r"[^a-z0-9_]+", (EXAMPLE.parents[3] / "NOTICE").read_text()))
+    assert not folders - notice
+    assert "hint3" not in notice  # a set that no config trains on

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,7 @@ def test_loop_chunks_have_the_gradients_of_the_whole(kind: str, bert: Path) -> N
         )
         rows = [len(chunk.ids) for column in work.columns for chunk in column]
         assert max(rows) == (3 if "chunk" in batch else work.phrases / len(work.columns))
-        outcome = loop.backward(work, kind, bench.learner, chunked="chunk" in batch)
+        outcome = loop.backward(work, kind, bench.learner, recompute="chunk" in batch)
         found = {name: each.grad for name, each in bench.learner.named_parameters() if each.grad is not None}
         gradients.append(found | {"loss": outcome.loss})
     assert gradients[0].keys() == gradients[1].keys()
@@ -306,6 +306,47 @@ def test_loop_without_the_optimizer_a_resumed_run_is_another(bert: Path, tmp_pat
     again.optimizer.state.clear()
     run(again, tmp_path / "stopped", start=start)
     assert any(not torch.equal(again.weights()[name], value) for name, value in whole.weights().items())
+
+
+ADAPTATIONS = {
+    "lora": 'kind = "lora"\nrank = 2',
+    "layernorm": 'kind = "layernorm"',
+    "prompt": 'kind = "prompt"\ntokens = 3',
+    "p_tuning": 'kind = "prompt"\nmethod = "p_tuning"\ntokens = 3\nhidden = 8',
+}
+MARKS = {"lora": "lora_", "layernorm": "LayerNorm", "prompt": ".prompt.", "p_tuning": ".prompt."}
+
+
+def adapting(name: str) -> Config:
+    """A config with a task that has a head, and one that has none."""
+    more = f"[model.adaptation]\n{ADAPTATIONS[name]}"
+    return experiment("pairs", "classify", steps=8, batch="per_rank = 8\nchunk = 3", more=more)
+
+
+@pytest.mark.parametrize("name", ADAPTATIONS)
+def test_loop_an_adaptation_changes_its_own_weights_and_heads_alone(
+    name: str, bert: Path, tmp_path: Path
+) -> None:
+    bench = Bench(adapting(name), bert)
+    before = bench.weights()
+    events = [what for _, what in run(bench, tmp_path) if what.task == "pairs"]
+    assert events[-1].loss < events[0].loss
+    changed = {key for key, value in bench.weights().items() if not torch.equal(value, before[key])}
+    encoder = {key for key in changed if key.startswith("network.graph.encoder.")}
+    assert encoder == {key for key in before if MARKS[name] in key}
+    assert changed - encoder == {"network.heads.0.weight", "network.heads.0.bias"}
+
+
+@pytest.mark.parametrize("name", ADAPTATIONS)
+def test_loop_a_resumed_adaptation_has_the_bits_of_one_that_was_not_stopped(
+    name: str, bert: Path, tmp_path: Path
+) -> None:
+    whole = Bench(adapting(name), bert)
+    run(whole, tmp_path / "whole")
+    stopped_at(4, Bench(adapting(name), bert), tmp_path / "stopped")
+    again = Bench(adapting(name), bert, seed=99)
+    run(again, tmp_path / "stopped", start=again.resume(tmp_path / "stopped"))
+    assert all(torch.equal(again.weights()[key], value) for key, value in whole.weights().items())
 
 
 def test_loop_checkpoints_are_whole_and_few(bert: Path, tmp_path: Path) -> None:
@@ -455,20 +496,53 @@ def test_loop_optimizer_groups_have_the_rates_of_the_config(bert: Path) -> None:
     assert found["uncertainty.log_variances.0"] == (1.4, 0.0)
 
 
+def lamb(config: Config, **more: Any) -> Config:
+    about = config.optimizer.model_copy(update={"name": "lamb", **more})
+    return config.model_copy(update={"optimizer": about})
+
+
 def test_loop_lamb_names_its_package(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pytorch_optimizer", None)
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
     bench = Bench(experiment("pairs"), bert)
-    lamb = bench.config.optimizer.model_copy(update={"name": "lamb"})
-    with pytest.raises(ValueError, match="no module pytorch_optimizer"):
-        loop.make_optimizer(bench.learner, lamb, ranks=1)
+    with pytest.raises(ValueError, match="no module pytorch_optimizer, expected the 'train' extra"):
+        loop.make_optimizer(bench.learner, lamb(bench.config).optimizer, ranks=1)
 
 
-def test_loop_lamb_trains(bert: Path, tmp_path: Path) -> None:
-    pytest.importorskip("pytorch_optimizer", reason="needs pytorch-optimizer")
-    config = experiment("pairs", steps=10)
-    lamb = config.optimizer.model_copy(update={"name": "lamb", "learning_rate": 0.02})
-    bench = Bench(config.model_copy(update={"optimizer": lamb}), bert)
-    events = [what for _, what in run(bench, tmp_path)]
-    assert events[-1].loss < events[0].loss
-    state = json.loads((tmp_path / "step-00000010" / "state.json").read_text())
-    assert state["step"] == 10
+def test_loop_lamb_steps_as_its_paper_says(bert: Path) -> None:
+    """A step of a matrix is as long as the matrix times the rate, decay and all; what is no matrix takes Adam's step."""
+    config = lamb(experiment("pairs"), learning_rate=0.1, weight_decay=0.5, epsilon=1e-12)
+    learner = Bench(config, bert).learner
+    optimizer = loop.make_optimizer(learner, config.optimizer, ranks=1)
+    layer = learner.network.graph.encoder.encoder.layer[0].output
+    matrix, norm = layer.dense.weight, layer.LayerNorm.weight
+    before = matrix.detach().clone()
+    matrix.grad, norm.grad = torch.full_like(matrix, -3.0), torch.full_like(norm, 2.0)
+    optimizer.step()
+    adam = 0.1 / math.sqrt(
+        0.001
+    )  # a first gradient over its own root mean square, as the moments take them in
+    wanted = 0.5 * before - adam
+    step = 0.1 * wanted * before.norm() / wanted.norm()
+    torch.testing.assert_close(matrix.detach(), before - step)
+    assert float((matrix.detach() - before).norm()) == pytest.approx(0.1 * float(before.norm()), rel=1e-5)
+    torch.testing.assert_close(norm.detach(), torch.full_like(norm, 1 - 0.1 * adam))
+
+
+def test_loop_lamb_moves_what_starts_at_zero(bert: Path, tmp_path: Path) -> None:
+    config = experiment("pairs", steps=6, more=f"[model.adaptation]\n{ADAPTATIONS['lora']}")
+    bench = Bench(lamb(config, learning_rate=0.01), bert)
+    run(bench, tmp_path)
+    updates = [value for key, value in bench.weights().items() if "lora_B" in key]
+    # Steps in proportion to their norm, which is that of the first step, would have left them below 0.01.
+    assert updates and all(float(value.abs().mean()) > 0.05 for value in updates)
+
+
+def test_loop_lamb_trains_and_resumes_to_the_same_bits(bert: Path, tmp_path: Path) -> None:
+    config = lamb(experiment("pairs", steps=14), learning_rate=0.02)
+    whole = Bench(config, bert)
+    losses = [what.loss for _, what in run(whole, tmp_path / "whole")]
+    assert sum(losses[-3:]) < 0.6 * sum(losses[:3])
+    stopped_at(6, Bench(config, bert), tmp_path / "stopped")
+    again = Bench(config, bert, seed=99)
+    run(again, tmp_path / "stopped", start=again.resume(tmp_path / "stopped"))
+    assert all(torch.equal(again.weights()[key], value) for key, value in whole.weights().items())

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,14 +12,13 @@ import pytest
 pytest.importorskip("torch", reason="needs the train extra: pip install 'chorus-nlu[train]'")
 
 import torch
-from torch import Tensor, nn
 
 from nlu import content
 from nlu.training import network
 from nlu.training.config import Adaptation, Full, LayerNorm, Lora, Model, Prompt
 from nlu.training.export import export
 from nlu.training.network import Head, Network, first_pieces, token_labels, word_tags
-from nlu.vectorizer import Vectorizer
+from nlu.vectorizer import Vectorizer, fingerprint
 from tests.nlu.training.bert import make_bert
 
 pytestmark = [
@@ -208,75 +205,114 @@ def test_network_adaptations_through_peft_name_the_extra(
         made(bert, adaptation=adaptation)
 
 
-def check_merged(encoder: Network, folder: Path) -> None:
-    """A saved adaptation is an ordinary folder that computes what the training network did."""
+PROMPTED = Prompt.model_validate({"kind": "prompt", "tokens": 3, "hidden": 8})
+ADAPTATIONS: dict[str, Adaptation] = {
+    "lora": Lora(kind="lora", rank=2),
+    "layernorm": LayerNorm(kind="layernorm"),
+    "prompt": PROMPTED,
+    "p_tuning": PROMPTED.model_copy(update={"method": "p_tuning"}),
+}
+MARKS = {"lora": "lora_", "layernorm": "LayerNorm", "prompt": ".prompt.", "p_tuning": ".prompt."}
+
+
+def adapted(bert: Path, name: str) -> Network:
+    """As after some training: what is trained has moved by a lot, all else is the base's."""
+    encoder = made(bert, dim=12, adaptation=ADAPTATIONS[name])
     with torch.no_grad():
-        for name, parameter in encoder.graph.encoder.named_parameters():
+        for key, parameter in encoder.graph.encoder.named_parameters():
             if parameter.requires_grad:
-                parameter.add_(
-                    torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
-                )
-    encoder.save(folder)
-    again = network.load(folder)
-    assert not [name for name in again.state_dict() if "lora" in name or "prompt" in name]
-    torch.testing.assert_close(again.encode(PHRASES), encoder.encode(PHRASES), atol=1e-5, rtol=0)
-    json.loads((folder / "config.json").read_text())
+                draw = torch.Generator().manual_seed(len(key))
+                parameter.add_(torch.randn(parameter.shape, generator=draw))
+    return encoder
 
 
-def test_network_lora_is_merged_when_saved(bert: Path, tmp_path: Path) -> None:
-    pytest.importorskip("peft", reason="needs peft")
-    encoder = made(bert, adaptation=Lora(kind="lora", rank=2))
-    assert trained(encoder) and all("lora_" in name for name in trained(encoder))
-    check_merged(encoder, tmp_path)
-    with pytest.raises(ValueError, match="found qwery, which"):
+@pytest.mark.parametrize("name", ADAPTATIONS)
+def test_network_an_adaptation_trains_its_own_weights_alone(bert: Path, name: str) -> None:
+    encoder = made(bert, adaptation=ADAPTATIONS[name])
+    assert trained(encoder) and all(MARKS[name] in key for key in trained(encoder))
+    assert all(each.requires_grad for each in encoder.heads.parameters())
+    if name != "layernorm":  # new, but nothing of the base is touched, nor missing
+        base = made(bert).graph.encoder.state_dict()
+        names = {
+            key.replace(".base_layer", "").replace(".words.", "."): value
+            for key, value in encoder.graph.encoder.state_dict().items()
+        }
+        assert all(torch.equal(names[key], value) for key, value in base.items())
+
+
+@pytest.mark.parametrize("name", ADAPTATIONS)
+def test_network_an_adaptation_is_saved_as_an_ordinary_encoder_that_computes_the_same(
+    bert: Path, tmp_path: Path, name: str
+) -> None:
+    encoder = adapted(bert, name)
+    found = encoder.encode(PHRASES)
+    encoder.save(tmp_path)
+    again = network.load(tmp_path)
+    torch.testing.assert_close(again.encode(PHRASES), found, atol=1e-5, rtol=0)
+    assert float((made(bert, dim=12).encode(PHRASES) * found).sum(dim=1).max()) < 0.99  # not so the base
+    torch.testing.assert_close(encoder.encode(PHRASES), found, atol=0, rtol=0)  # saving leaves it as it is
+    names = [name for name, _ in made(bert).graph.encoder.named_parameters()]
+    assert [key for key, _ in again.graph.encoder.named_parameters()] == names
+    assert not [path.name for path in tmp_path.iterdir() if "adapter" in path.name]
+
+
+def exported(folder: Path, source: Path) -> Path:
+    said = content.load().phrases()[:600]
+    export(str(source), folder, precision="fp32", phrases=said, token_dim=8, max_tokens=48)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The fingerprint of the base, exported without any adaptation."""
+    folder = tmp_path_factory.mktemp("plain")
+    made(bert, dim=12).save(folder / "model")
+    return fingerprint(exported(folder / "vectorizer", folder / "model"))
+
+
+@pytest.mark.parametrize("name", ADAPTATIONS)
+def test_network_an_adaptation_ends_in_an_ordinary_vectorizer_of_its_own_fingerprint(
+    bert: Path, plain: str, tmp_path: Path, name: str
+) -> None:
+    encoder = adapted(bert, name)
+    encoder.save(tmp_path / "model")
+    vectorizer = Vectorizer(exported(tmp_path / "vectorizer", tmp_path / "model"))
+    assert vectorizer.fingerprint != plain
+    found = np.stack([encoding.sentence for encoding in vectorizer.encode(PHRASES)])
+    np.testing.assert_allclose(found, encoder.encode(PHRASES).numpy(), atol=1e-3)
+    tokens = vectorizer.encode(["at 7"])[0]
+    assert tokens.tokens is not None and tokens.tokens.shape == (2, 8)  # of words, none of a prompt's
+
+
+def test_network_lora_refuses_modules_that_the_base_does_not_have(bert: Path) -> None:
+    with pytest.raises(ValueError, match="found qwery, which .* expected some of .*query.*value"):
         made(bert, adaptation=Lora(kind="lora", targets=("qwery",)))
 
 
-@pytest.mark.parametrize("method", ["prompt", "p_tuning"])
-def test_network_prompt_becomes_words_when_saved(bert: Path, tmp_path: Path, method: str) -> None:
-    pytest.importorskip("peft", reason="needs peft")
-    adaptation = Prompt.model_validate({"kind": "prompt", "method": method, "tokens": 3, "hidden": 8})
-    encoder = made(bert, adaptation=adaptation)
-    assert trained(encoder) and all("prompt" in name for name in trained(encoder))
-    check_merged(encoder, tmp_path)
-
-
-def stand_in() -> ModuleType:
-    """The part of peft that makes prompt vectors, so that what we do with them is tested without it."""
-
-    class PromptEmbedding(nn.Module):
-        def __init__(self, config: SimpleNamespace, words: nn.Embedding) -> None:
-            super().__init__()
-            self.embedding = nn.Embedding(config.num_virtual_tokens, words.embedding_dim)
-
-        def forward(self, numbers: Tensor) -> Tensor:
-            found: Tensor = self.embedding(numbers)
-            return found
-
-    module = ModuleType("peft")
-    vars(module).update(PromptTuningConfig=SimpleNamespace, PromptEmbedding=PromptEmbedding)
-    return module
-
-
-def test_network_prompt_stands_before_every_phrase(
-    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "peft", stand_in())
-    encoder = made(bert, dim=12, adaptation=Prompt(kind="prompt", tokens=3))
-    assert trained(encoder) == {"embeddings.word_embeddings.prompt.embedding.weight"}
+def test_network_prompt_stands_before_every_phrase(bert: Path) -> None:
+    encoder = made(bert, adaptation=PROMPTED)
     tokens = encoder.tokenise(["at 7", "stop it"])
     first = encoder.tokenizer.convert_tokens_to_ids("[PROMPT0]")
     assert tokens.ids[:, :3].tolist() == [[first, first + 1, first + 2]] * 2
     assert tokens.bounds[0] == ((0, 2), (3, 4))
-    encoder.sentences(tokens).sum().backward()  # type: ignore[no-untyped-call]
-    check_merged(encoder, tmp_path)
-    said = content.load().phrases()[:600]
-    export(str(tmp_path), tmp_path / "out", precision="fp32", phrases=said, token_dim=8)
-    served = Vectorizer(tmp_path / "out").encode(PHRASES)
-    found = np.stack([encoding.sentence for encoding in served])
-    np.testing.assert_allclose(found, encoder.encode(PHRASES).numpy(), atol=1e-3)
+    words = encoder.graph.encoder.get_input_embeddings()
+    rows = words(tokens.ids)
+    assert torch.equal(rows[0, :3], words.rows()) and torch.equal(rows[1, :3], words.rows())
+    assert torch.equal(rows[:, 3:], words.words.weight[tokens.ids[:, 3:]])
     with pytest.raises(ValueError, match="expected at least 11"):
-        made(bert, adaptation=Prompt(kind="prompt", tokens=3), max_tokens=8)
+        made(bert, adaptation=PROMPTED, max_tokens=8)
+
+
+def test_network_a_second_prompt_stands_before_the_first(bert: Path, tmp_path: Path) -> None:
+    made(bert, adaptation=PROMPTED).save(tmp_path / "first")
+    second = made(tmp_path / "first", adaptation=PROMPTED)
+    first = made(bert).tokenizer.backend_tokenizer.get_vocab_size()
+    tokens = second.tokenise(["at 7"])
+    assert tokens.ids[0, :6].tolist() == [first + i for i in (3, 4, 5, 0, 1, 2)]
+    second.save(tmp_path / "second")
+    torch.testing.assert_close(
+        network.load(tmp_path / "second").encode(PHRASES), second.encode(PHRASES), atol=1e-6, rtol=0
+    )
 
 
 # --- what is refused
