@@ -271,7 +271,25 @@ def _to_onnx(graph: EncoderGraph, tokenizer: Any, scratch: Path) -> Path:
         raise VectorizerRefused("the ONNX exporter returned nothing; this is a bug")
     path = scratch / "fp32.onnx"
     program.save(str(path), external_data=False)
+    model = onnx.load(str(path))
+    forget_origins(model)
+    onnx.save(model, str(path))
     return path
+
+
+def forget_origins(model: onnx.ModelProto) -> None:
+    """Remove, in place, the exporter's notes on which line of which file each node came from.
+
+    They name folders of the machine that exported, so the same weights would have another fingerprint in another folder.
+    """
+    graph = model.graph
+    noted: list[Any] = [
+        *(model, graph, *graph.node, *graph.initializer),
+        *(*graph.input, *graph.output, *graph.value_info),
+    ]
+    for each in noted:
+        each.ClearField("metadata_props")
+        each.ClearField("doc_string")
 
 
 def _quantized(model: Path, scratch: Path) -> Path:

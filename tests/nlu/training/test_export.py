@@ -14,8 +14,9 @@ import transformers
 
 from nlu import content
 from nlu.errors import VectorizerRefused
-from nlu.training.export import Gates, export
-from nlu.vectorizer import Vectorizer
+from nlu.training import export as export_module
+from nlu.training.export import Gates, Precision, export
+from nlu.vectorizer import MODEL_FILE, Vectorizer
 
 pytestmark = [
     pytest.mark.train,
@@ -95,6 +96,19 @@ def test_export_int8_of_a_network_with_a_compressing_layer(checkpoint: Path, tmp
     )
     assert parity.mean_cosine >= 0.985
     assert Vectorizer(tmp_path / "out").dim == 24
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_export_says_nothing_of_the_machine(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    ours = str(Path(export_module.__file__).parent).encode()
+    export(str(checkpoint), tmp_path / "clean", precision=precision, phrases=PHRASES)
+    assert ours not in (tmp_path / "clean" / MODEL_FILE).read_bytes()
+    # Left alone, the exporter does name the file that each node came from.
+    monkeypatch.setattr(export_module, "forget_origins", lambda model: None)
+    export(str(checkpoint), tmp_path / "noted", precision=precision, phrases=PHRASES)
+    assert ours in (tmp_path / "noted" / MODEL_FILE).read_bytes()
 
 
 def test_export_gate_refuses_what_is_not_close_enough(checkpoint: Path, tmp_path: Path) -> None:
