@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import grpc
 import pytest
@@ -106,13 +108,23 @@ async def test_rpc_message_beyond_the_transports_limit_is_refused(tiny: Made) ->
     assert refused.value.code() is StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_rpc_late_call_costs_no_compute(tiny: Made) -> None:
+class _Slow(grpc.aio.ServerInterceptor[Any, Any]):
+    """A call waits on its way to the handler, longer than a deadline that the transport rounds up to a millisecond."""
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        await asyncio.sleep(0.05)
+        return await continuation(details)
+
+
+async def test_rpc_late_call_costs_no_compute(tiny: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc.aio, "server", partial(grpc.aio.server, interceptors=[_Slow()]))
     async with serving(tiny) as stub:
         before = _computed()
         with pytest.raises(grpc.aio.AioRpcError) as late:
             await stub.Understand(turn("nobody waits for this"), timeout=1e-6)
         assert late.value.code() is StatusCode.DEADLINE_EXCEEDED
-        assert _computed() == before
+        await stub.Understand(turn("somebody waits for this"), timeout=30)
+        assert _computed() == before + 1
 
 
 def _computed() -> float:
