@@ -108,7 +108,7 @@ async def test_rpc_message_beyond_the_transports_limit_is_refused(tiny: Made) ->
     assert refused.value.code() is StatusCode.RESOURCE_EXHAUSTED
 
 
-class _Slow(grpc.aio.ServerInterceptor[Any, Any]):
+class _Slow(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """A call waits on its way to the handler, longer than a deadline that the transport rounds up to a millisecond."""
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
