@@ -104,3 +104,13 @@ def s3_endpoint() -> Iterator[str]:
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """Tensors of a few rows gain nothing from a team of threads, and lose much where cores are busy."""
+    torch = pytest.importorskip("torch", reason="needs the train extra: pip install 'chorus-nlu[train]'")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the train extra: pip install 'chorus-nlu[train]'")
 
-import torch
 from typer.testing import CliRunner
 
 from nlu.__main__ import app
@@ -28,7 +26,11 @@ from nlu.training.loop import Event, Interrupted, Trained
 from nlu.vectorizer import Vectorizer, fingerprint
 from tests.nlu.training.bert import make_bert
 
-pytestmark = [pytest.mark.train, pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.train,
+    pytest.mark.usefixtures("one_torch_thread"),
+    pytest.mark.filterwarnings("ignore"),
+]
 
 CONFIG = Path(inspect.getfile(configs)).parent / "configs" / "tiny-student.toml"
 STAGES = ["1-inside", "2-space", "3-int8"]
@@ -42,14 +44,6 @@ PHRASES = [
         ("now", "at noon", "later"),
     )
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from tests.nlu.training.bert import make_bert
 
 pytestmark = [
     pytest.mark.train,
+    pytest.mark.usefixtures("one_torch_thread"),
     pytest.mark.filterwarnings("ignore"),  # torch's and transformers' own deprecations
 ]
 
@@ -42,15 +43,6 @@ LIGHTS = [text for place in PLACES for text in (f"lights on in the {place}", f"m
 MUSIC = [text for singer in SINGERS for text in (f"play something by {singer}", f"stop playing {singer}")]
 NEW_LIGHTS = ["lights on in the tower", "make the barn dark", "dark in the cave", "lights in the shed"]
 NEW_MUSIC = ["play something by oasis", "stop playing muse", "something by mozart", "playing drake"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors of a few rows gain nothing from a team of threads, and lose much where cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -25,10 +25,10 @@ from nlu.training.datasets import Example, Pair, Scored, identity
 from nlu.training.distributed import Alone
 from nlu.training.loop import Diverged, Interrupted, Learner, Saved, StepNoise, Trained
 from nlu.training.sampler import Sampler
-from tests.nlu.training.bert import make_bert
 
 pytestmark = [
     pytest.mark.train,
+    pytest.mark.usefixtures("one_torch_thread"),
     pytest.mark.filterwarnings("ignore"),  # torch's and transformers' own deprecations
 ]
 
@@ -135,20 +135,6 @@ class Bench:
 
     def weights(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in self.learner.state_dict().items()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors of a few rows gain nothing from a team of threads, and lose much where cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bert(tmp_path_factory.mktemp("base") / "bert")
 
 
 def run(bench: Bench, folder: Path, **options: Any) -> list[tuple[int, Trained]]:

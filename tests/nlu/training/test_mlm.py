@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,10 @@ from nlu.training.loop import Event, Interrupted, Learner, Trained
 from nlu.training.mlm import HEAD, SHOWN, Cloze, Gaps
 from nlu.training.sampler import Sampler
 from nlu.vectorizer import Vectorizer, fingerprint
-from tests.nlu.training.bert import make_bert
 
 pytestmark = [
     pytest.mark.train,
+    pytest.mark.usefixtures("one_torch_thread"),
     pytest.mark.filterwarnings("ignore"),  # torch's and transformers' own deprecations
 ]
 
@@ -46,20 +46,6 @@ SAID = [
     for word in ("the", "a")
 ]
 PHRASES = [text for pair in SAID for text in pair]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors of a few rows gain nothing from a team of threads, and lose much where cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bert(tmp_path_factory.mktemp("base") / "bert")
 
 
 def made(base: Path) -> Learner:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +18,10 @@ from nlu.training.config import Adaptation, Full, LayerNorm, Lora, Model, Prompt
 from nlu.training.export import export
 from nlu.training.network import Head, Network, first_pieces, token_labels, word_tags
 from nlu.vectorizer import Vectorizer, fingerprint
-from tests.nlu.training.bert import make_bert
 
 pytestmark = [
     pytest.mark.train,
+    pytest.mark.usefixtures("one_torch_thread"),
     pytest.mark.filterwarnings("ignore"),  # torch's and transformers' own deprecations
 ]
 
@@ -38,20 +37,6 @@ HEADS = (
     Head("acts/sgd.acts", "tags", ("ask", "tell")),
     Head("slots/file:/a.b/c", "tokens", ("O", "B-time", "I-time")),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors of a few rows gain nothing from a team of threads, and lose much where cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bert(tmp_path_factory.mktemp("base") / "bert")
 
 
 def made(bert: Path, *, dim: int = 0, adaptation: Adaptation | None = None, max_tokens: int = 48) -> Network:
