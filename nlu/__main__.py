@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -17,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nlu.progress import Bar, Stages, err
+
 if TYPE_CHECKING:
     from nlu.settings import Settings
-    from nlu.training.config import Config, Stage
-    from nlu.training.train import Finished, Watch
+    from nlu.training.train import Finished
     from nlu.types import Utterance
     from nlu.v1 import nlu_pb2 as pb
 
@@ -39,8 +39,6 @@ app.add_typer(cache_app, name="cache")
 app.add_typer(bundle_app, name="bundle")
 
 out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
 BundleOption = Annotated[
     Path | None,
     typer.Option(
@@ -226,6 +224,7 @@ def evaluate(
     dims: Annotated[
         str, typer.Option(help="Also cut to these widths by PCA, e.g. 300,256,128; intents and STS alone.")
     ] = "",
+    only: Annotated[str, typer.Option(help="Look at these sets alone, e.g. banking77,hint3.")] = "",
     store: Annotated[
         Path, typer.Option(help="Vectors are kept here, so that a second run need not encode.")
     ] = Path(".cache/vectors"),
@@ -240,8 +239,11 @@ def evaluate(
         widths = [int(width) for width in dims.split(",") if width.strip()]
     except ValueError as error:
         raise typer.BadParameter(f"--dims {dims!r}: expected widths such as 300,256,128") from error
-    with _bar() as track:
-        found = judge(folders, data, Evaluate(suite=suite), dims=widths, store=store, progress=track.step)
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    with Bar() as track:
+        found = judge(
+            folders, data, Evaluate(suite=suite), dims=widths, only=names, store=store, progress=track.step
+        )
     written = report.write(found, out_folder)
     if as_json:
         _print_json(report.as_json(found))
@@ -267,12 +269,10 @@ def train(
     """Train a vectorizer, and export it; `horovodrun -np N nlu vectorizer train CONFIG` is the same on N ranks."""
     with _extra("train"):
         from nlu.training.loop import Interrupted
-        from nlu.training.train import settings
         from nlu.training.train import train as run
-    schedule = settings(config, steps).schedule
-    with _steps(schedule.steps, every=schedule.log_every) as bar:
+    with Stages() as bar:
         try:
-            finished = run(config, resume=resume, steps=steps, watch=bar.step)
+            finished = run(config, resume=resume, steps=steps, begun=bar.begun)
         except Interrupted as error:
             err.print(Text(f"nlu: {error}", style="red"))
             raise typer.Exit(1) from None
@@ -299,7 +299,7 @@ def distill(
     with _extra("train"):
         from nlu.training.distill import distill as run
         from nlu.training.loop import Interrupted
-    with _stages() as bar:
+    with Stages() as bar:
         try:
             finished = run(config, resume=resume, begun=bar.begun, encoded=bar.encoded)
         except Interrupted as error:
@@ -365,7 +365,7 @@ def cache_build(
             wanted[normalize(line, uncased=vectorizer.spec.uncased).text] = None
         except InvalidInput:
             refused += 1
-    with _bar() as track:
+    with Bar() as track:
         encodings = vectorizer.encode_corpus(list(wanted), tokens=tokens, workers=_settings().workers)
         pairs = zip(wanted, track(encodings, len(wanted), "encoding"), strict=True)
         count = cold.write(
@@ -411,7 +411,7 @@ def bundle_starter(
 
     with _extra("heads"):
         from nlu import starter
-    with _bar() as track:
+    with Bar() as track:
         built = starter.build(
             content.load(),
             _vectorizer_folder(vectorizer or shipped_bundle()),
@@ -512,7 +512,7 @@ def bundle_publish(
     from statics.publish import publish
 
     bundle = _verified(folder)
-    with _bar() as track:
+    with Bar() as track:
         digest = publish(bundle, open_store(store), channel=channel, progress=track.step)
     out.print(f"{store}: channel {channel or bundle.manifest.channel} now points to {digest}")
 
@@ -530,7 +530,7 @@ def bundle_pull(
     from statics.version import service_version
 
     settings = _settings()
-    with _bar() as track:
+    with Bar() as track:
         bundle = pull(
             open_store(store), root, channel=channel, service=service_version(),
             keyring=Keyring.load(settings.keyring) if settings.keyring else None,
@@ -698,131 +698,6 @@ def _log(level: str) -> None:
 
 def _print_json(value: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
-
-
-class _bar:
-    """A progress bar on stderr, as a context."""
-
-    def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=err,
-            transient=True,
-        )
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> _bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def step(self, what: str, done: int, total: int) -> None:
-        """Report progress of one named piece of work."""
-        if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=total)
-        self._progress.update(self._tasks[what], completed=done, total=total)
-
-    def __call__(self, items: Any, total: int, what: str) -> Any:
-        for done, item in enumerate(items, 1):
-            self.step(what, done, total)
-            yield item
-
-
-class _steps:
-    """Training on stderr, as a context: a bar with the speed, and loss and effective negatives of each task.
-
-    Where stderr is no terminal, a line every `every` steps.
-    """
-
-    def __init__(self, total: int, *, every: int) -> None:
-        from collections import deque
-
-        from rich.live import Live
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._every = every
-        self._recent: deque[tuple[int, float]] = deque(maxlen=50)  # phrases and seconds of the last steps
-        self._tasks: dict[str, tuple[float, float | None]] = {}
-        self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-        )
-        self._bar = self._progress.add_task("", total=total)
-        self._total = total
-        self._live = Live(console=err, get_renderable=self._page, refresh_per_second=4, transient=True)
-
-    def __enter__(self) -> _steps:
-        if err.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
-
-    def step(self, step: int, what: Any) -> None:
-        """Report a step; checkpoints are not shown."""
-        if not hasattr(what, "loss"):
-            return
-        before, _ = self._tasks.get(what.task, (what.loss, None))
-        self._tasks[what.task] = (0.9 * before + 0.1 * what.loss, what.negatives)
-        self._recent.append((what.phrases, what.seconds))
-        self._progress.update(self._bar, completed=step, description=self._speed())
-        if not err.is_terminal and (step % self._every == 0 or step == self._total):
-            losses = ", ".join(f"{task} {self._seen(task)}" for task in self._tasks)
-            err.print(Text(f"step {step}/{self._total}: {losses}; {self._speed()}"), soft_wrap=True)
-
-    def _speed(self) -> str:
-        phrases, seconds = map(sum, zip(*self._recent, strict=True))
-        return f"{phrases / max(seconds, 1e-9):,.0f} phrases/s"
-
-    def _seen(self, task: str) -> str:
-        loss, negatives = self._tasks[task]
-        return f"{loss:.3f}" + ("" if negatives is None else f" ({negatives:.0f} negatives)")
-
-    def _page(self) -> Any:
-        from rich.console import Group
-
-        table = Table.grid(padding=(0, 2))
-        for task in self._tasks:
-            table.add_row(Text(task, style="dim"), self._seen(task))
-        return Group(self._progress, table)
-
-
-class _stages:
-    """Distillation on stderr, as a context: the teacher's vectors, then a `_steps` for each stage."""
-
-    def __init__(self) -> None:
-        self._open = contextlib.ExitStack()
-        self._vectors: _bar | None = None
-
-    def __enter__(self) -> _stages:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
-
-    def encoded(self, done: int, total: int) -> None:
-        """Report phrases that the teacher has encoded."""
-        if self._vectors is None:
-            self._vectors = self._open.enter_context(_bar())
-        self._vectors.step("the teacher's vectors", done, total)
-
-    def begun(self, stage: Stage, config: Config) -> Watch:
-        """Report a stage, and what watches its steps."""
-        self._open.close()
-        err.print(Text(f"stage {stage.name}"))
-        bar = self._open.enter_context(_steps(stage.steps, every=config.schedule.log_every))
-        return bar.step
 
 
 class _extra:

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from nlu.__main__ import app
 from nlu.training import config as configs
 from nlu.training import distill, train
-from nlu.training.config import Config, ConfigInvalid, Stage
+from nlu.training.config import Config, ConfigInvalid
 from nlu.training.loop import Event, Interrupted, Trained
 from nlu.vectorizer import Vectorizer, fingerprint
 from tests.nlu.training.bert import make_bert
@@ -80,7 +80,7 @@ def test_one_student(work: Path) -> None:
     found = json.loads(done.stdout)
     folder = work / "runs" / "tiny-student"
     assert Path(found["vectorizer"]).resolve() == folder / "3-int8" / "vectorizer"
-    assert [stage for stage in STAGES if f"stage {stage[2:]}" in done.stderr] == STAGES
+    assert [stage for stage in STAGES if f"{stage[2:]}, " in done.stderr] == STAGES
 
     # What is served is a whole vectorizer, of the config's name and dimensions, that says what it was made of.
     vectorizer = Vectorizer(folder / "3-int8" / "vectorizer")
@@ -106,15 +106,15 @@ def test_one_student_told_to_stop_goes_on_to_the_same_end(work: Path, taught: Pa
     with contextlib.chdir(work / "undisturbed"):
         wanted = fingerprint(distill.distill(CONFIG).vectorizer)
 
-    def stop(stage: Stage, config: Config) -> object:
+    def stop(stage: str, config: Config) -> train.Watch:
         def watch(step: int, what: Event) -> None:
-            if stage.name == "space" and step == 7 and isinstance(what, Trained):
+            if stage == "space" and step == 7 and isinstance(what, Trained):
                 os.kill(os.getpid(), signal.SIGTERM)
 
         return watch
 
     with pytest.raises(Interrupted):
-        distill.distill(CONFIG, begun=stop)  # type: ignore[arg-type]
+        distill.distill(CONFIG, begun=stop)
     folder = work / "runs" / "tiny-student"
     assert not (folder / "3-int8").exists()
     with pytest.raises(ValueError, match="found a student in it, expected none; go on with --resume"):
@@ -157,6 +157,7 @@ def test_one_student_hears_the_scripts_it_is_for(scripts: tuple[str, ...], left:
         ("recompute = false", "recompute = true", "batch.recompute: found true, expected false"),
         ("outputs = 1.0\nsimilarities = 0.1", "outputs = 0.0", "it would learn nothing of the teacher"),
         ("layers = [1]", "layers = []", "distill.layers"),
+        ("dim = 16", "dim = 0", "model.dim: found 0, expected the width to which the voices are compressed"),
         ("layers = [1]", "layers = [1]\nlayer = [2]", "found an unknown key"),
         ("[[task]]", "[[mlm]]", "mlm"),
     ],

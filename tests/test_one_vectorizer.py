@@ -75,7 +75,7 @@ def test_one_vectorizer(work: Path) -> None:
     phrases = NEW_LIGHTS + NEW_MUSIC
     before = margin(network.load(work / "bert").encode(phrases).numpy())
     seen: list[tuple[int, Event]] = []
-    finished = train.train(CONFIG, watch=lambda step, what: seen.append((step, what)))
+    finished = train.train(CONFIG, begun=lambda name, config: lambda step, what: seen.append((step, what)))
 
     # It learnt, and what is served is what was trained.
     after = margin(served(finished.vectorizer, phrases))
@@ -132,7 +132,7 @@ def test_one_vectorizer_told_to_stop_leaves_a_checkpoint_and_goes_on(work: Path)
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted, match="stopped after 13 steps"):
-        train.train(CONFIG, watch=stop)
+        train.train(CONFIG, begun=lambda name, config: stop)
     assert (folder / "checkpoints" / "step-00000013").exists()
     assert not (folder / "vectorizer").exists() and not (folder / "model").exists()
     assert "not finished: stopped after 13 steps" in (folder / "run.md").read_text()

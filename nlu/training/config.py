@@ -401,7 +401,10 @@ class Stage(_Section):
 class Distill(_Section):
     """A smaller student of a teacher. `model` says its dimensions, `run.autocast` and `batch` how it is computed."""
 
-    teacher: str  # a name the exporter knows, or a folder such as runs/multitask/model
+    teacher: str  # what it is cut out of: a name the exporter knows, or a folder such as runs/multitask/model
+    voices: tuple[
+        str, ...
+    ] = ()  # whose vectors it learns, if not the teacher's; of several, the mean of their cosines
     layers: Annotated[
         tuple[Count, ...], Field(min_length=1)
     ]  # teacher layers the student begins with, from 0

@@ -38,6 +38,7 @@ def evaluate(
     settings: Evaluate | None = None,
     *,
     dims: Sequence[int] = (),
+    only: Sequence[str] = (),
     store: Path = STORE,
     workers: int = 0,
     progress: Progress | None = None,
@@ -45,14 +46,15 @@ def evaluate(
     """Measure vectorizer folders on the public sets under `data`; the first is what the others are held against.
 
     With `dims` each vectorizer stands beside itself cut to these widths by PCA of training phrases, on intents and
-    similarity alone. `workers` threads encode (0: one a core); milliseconds per phrase are always of one thread.
-    Raises FileNotFoundError before any work where a set is missing, and VectorizerRefused.
+    similarity alone. `only` names the sets to look at, as the lines do (none: all of the suite). `workers` threads encode (0: one a core); milliseconds per phrase are always of one thread.
+    Raises ValueError for a set that no exam is about, FileNotFoundError before any work where one is missing, and
+    VectorizerRefused.
     """
     began = time.perf_counter()
     settings = settings or Evaluate()
     report = progress or _silent
     sizes = SIZES[settings.suite]
-    exams = [exam for exam in EXAMS if exam.belongs(settings.suite, sweep=bool(dims))]
+    exams = _chosen([exam for exam in EXAMS if exam.belongs(settings.suite, sweep=bool(dims))], only)
     digests = _check_data(exams, data)
     names = _names(folders)
     vectorizers = [Vectorizer(folder) for folder in folders]
@@ -81,7 +83,12 @@ def evaluate(
             report("exams", done, len(exams))
             lines += sit(exam, candidates, desks, sizes.resamples)
         report("exams", len(exams), len(exams))
-    made_with = settings.model_dump() | {"dims": list(dims), "resamples": sizes.resamples, "seed": SEED}
+    made_with = settings.model_dump() | {
+        "dims": list(dims),
+        "only": list(only),
+        "resamples": sizes.resamples,
+        "seed": SEED,
+    }
     return Evaluation(settings.suite, made_with, columns, tuple(lines), digests, time.perf_counter() - began)
 
 
@@ -107,6 +114,16 @@ def sit(
         )
         for key in outcomes[0]
     ]
+
+
+def _chosen(exams: Sequence[Exam], only: Sequence[str]) -> list[Exam]:
+    known = {exam.data for exam in exams}
+    if not known.issuperset(only):
+        raise ValueError(
+            f"only: found {', '.join(sorted(set(only) - known))}, expected some of {', '.join(sorted(known))}; choose among "
+            "those, or another suite"
+        )
+    return [exam for exam in exams if not only or exam.data in only]
 
 
 def _silent(_what: str, _done: int, _total: int) -> None: ...

@@ -540,7 +540,8 @@ def _chunked(phrases: Sequence[str], network: Network, chunk: int) -> tuple[list
     """Chunks, and which phrase each of their rows is. Longest first, so that little of a chunk is padding."""
     if not chunk:
         return [network.tokenise(phrases)], list(range(len(phrases)))
-    order = sorted(range(len(phrases)), key=lambda i: (-len(phrases[i]), i))
+    lengths = network.lengths(phrases)
+    order = sorted(range(len(phrases)), key=lambda i: (-lengths[i], i))
     starts = range(0, len(order), chunk)
     return [network.tokenise([phrases[i] for i in order[start : start + chunk]]) for start in starts], order
 

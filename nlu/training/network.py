@@ -119,6 +119,11 @@ class Network(nn.Module):
         mask = torch.from_numpy(found["attention_mask"].astype(np.int64))
         return Tokens(ids, mask, torch.from_numpy(words), tuple(bounds))
 
+    def lengths(self, phrases: Sequence[str]) -> list[int]:
+        """How many tokens each has, which letters do not tell: what a vocabulary does not know is spelt out."""
+        found = self.tokenizer(list(phrases), truncation=True, max_length=self.max_tokens)["input_ids"]
+        return [len(ids) for ids in found]
+
     def forward(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Sentence vectors [batch, dim] of unit length, and token states [batch, tokens, hidden], in float32."""
         sentence, states = self.graph(tokens.ids, tokens.mask)

@@ -59,6 +59,8 @@ logger = logging.getLogger(__name__)
 
 FINISHED = "finished"
 HELD = 128  # rows of a pool that are measured while training
+MODEL = "model"  # inside a run's folder, the network in the end
+UNMIXED = "unmixed"  # the network before some of its base came back
 RAW = "mlm"  # inside a run's folder, the run of what comes before it
 RAW_HELD = 512  # phrases whose perplexity is watched
 PCA_PHRASES = 20_000  # what a compressing layer is fitted to
@@ -66,6 +68,12 @@ GRAPH_TOKENS = 512  # the most an exported graph takes
 
 Evaluation = Mapping[str, tuple[str, float]]  # pool -> (measure, value)
 Watch = Callable[[int, Event], None]
+Begun = Callable[[str, Config], Watch]  # is told of each run by name, and gives what sees its steps on rank 0
+
+
+def unwatched(_name: str, _config: Config) -> Watch:
+    """Nobody looks."""
+    return lambda step, what: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +88,9 @@ class Finished:
 
 
 def train(
-    path: Path, *, resume: bool = False, steps: int | None = None, watch: Watch = lambda step, what: None
+    path: Path, *, resume: bool = False, steps: int | None = None, begun: Begun = unwatched
 ) -> Finished:
-    """Run the experiment of a config; `steps` overrides its schedule, `watch` sees every step of rank 0.
+    """Run the experiment of a config; `steps` overrides its schedule, `begun` gives what sees every step of rank 0.
 
     Raises Interrupted, with a checkpoint written, when the process is told to stop (SIGINT, SIGTERM), and ValueError
     or OSError for whatever a config, its data or an earlier run in the same folder have wrong.
@@ -90,17 +98,18 @@ def train(
     # What: one file says all of it.
     config = settings(path, steps)
     if config.mlm is None:
-        return run(config, resume=resume, watch=watch)
+        return run(config, resume=resume, watch=begun(config.run.name, config))
 
     # Before everything else, where the config wants that, the base reads raw text, in a run of its own.
     folder = Path(config.run.out) / config.run.name
     if world().rank == 0:
         claim(folder, resume=resume)
     alone = not config.tasks
+    staged = config if alone else mlm.stage(config, config.mlm)
     raw = run(
-        config if alone else mlm.stage(config, config.mlm),
+        staged,
         resume=resume,
-        watch=watch,
+        watch=begun(config.run.name if alone else RAW, staged),
         folder=folder if alone else folder / RAW,
         lessons=lambda _config, _data: read_raw(config),
         make=lambda staged, data: mlm.with_head(make_learner(staged, data)),
@@ -110,12 +119,12 @@ def train(
         return raw
 
     # Then the tasks, from what that left; rank 0 alone need see it, its weights are everybody's.
-    base = str(raw.folder / "model") if world().rank == 0 else config.model.base
+    base = str(raw.folder / MODEL) if world().rank == 0 else config.model.base
     model = config.model.model_copy(update={"base": base})
     return run(
         config,
         resume=resume,
-        watch=watch,
+        watch=begun(config.run.name, config),
         make=lambda config, data: make_learner(config.model_copy(update={"model": model}), data),
     )
 
@@ -195,12 +204,13 @@ def run(
 
         # The end: only a run that got here leaves a vectorizer, and only one that passes the exporter's gate.
         if base:
+            write_once(here, lambda: keep(folder / UNMIXED, learner.network))
             network.mix(learner.network, base, config.export.base_share)
         published: list[Parity] = []
         if exporting:
             write_once(here, lambda: published.append(publish(folder, config, learner.network, data)))
         else:
-            write_once(here, lambda: keep(folder, learner.network))
+            write_once(here, lambda: keep(folder / MODEL, learner.network))
         return Finished(
             folder,
             folder / "vectorizer",
@@ -510,13 +520,13 @@ def evaluate(encoder: network.Network, tasks: Sequence[TaskData]) -> Evaluation:
 
 def publish(folder: Path, config: Config, encoder: network.Network, data: Data) -> Parity:
     """Save the network and export it; neither folder is ever half there. Raises VectorizerRefused at the gate."""
-    keep(folder, encoder)
+    keep(folder / MODEL, encoder)
     # Half of the gate's phrases are those it was trained on, half are what people say to any assistant.
     said = data.phrases(MAX_GATE_PHRASES // 2)
     phrases = [*said, *content.load().phrases()[: MAX_GATE_PHRASES - len(said)]]
     with _whole(folder / "vectorizer") as partial:
         parity = export(
-            str(folder / "model"),
+            str(folder / MODEL),
             partial,
             precision=config.export.precision,
             phrases=phrases,
@@ -536,8 +546,8 @@ def publish(folder: Path, config: Config, encoder: network.Network, data: Data) 
 
 
 def keep(folder: Path, encoder: network.Network) -> None:
-    """Save the network into a run's folder."""
-    with _whole(folder / "model") as partial:
+    """Save the network."""
+    with _whole(folder) as partial:
         encoder.save(partial)
 
 

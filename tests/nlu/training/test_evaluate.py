@@ -143,6 +143,15 @@ def test_evaluate_sweep_cuts_each_vectorizer(
         evaluate.evaluate(folders[:2], toy, BRIEF, dims=(16, 32), store=store)
 
 
+def test_evaluate_looks_at_some_sets_alone(
+    evaluation: Evaluation, folders: list[Path], toy: Path, store: Path
+) -> None:
+    found = evaluate.evaluate(folders, toy, BRIEF, only=["hint3"], store=store)
+    assert without_cost(found) == [line for line in without_cost(evaluation) if line.data == "hint3"]
+    with pytest.raises(ValueError, match=r"only: found hint, expected some of .*banking77.*hint3"):
+        evaluate.evaluate(folders, toy, BRIEF, only=["hint"], store=store)
+
+
 def test_evaluate_missing_data_is_said_before_any_work(
     folders: list[Path], toy: Path, tmp_path: Path
 ) -> None:
@@ -177,8 +186,9 @@ def test_evaluate_command_prints_one_json_object(
     monkeypatch.setattr(evaluate, "EXAMS", A_FEW)
     places = ["--data", str(toy), "--out", str(tmp_path), "--store", str(store)]
     arguments = ["vectorizer", "evaluate", str(folders[0]), *places]
-    done = CliRunner().invoke(app, [*arguments, "--dims", "4", "--json"])
+    done = CliRunner().invoke(app, [*arguments, "--dims", "4", "--only", A_FEW[0].data, "--json"])
     assert done.exit_code == 0, done.output
+    assert {line["data"] for line in json.loads(done.stdout)["lines"]} == {A_FEW[0].data}
     assert [column["width"] for column in json.loads(done.stdout)["columns"]] == [8, 4]
     assert (tmp_path / "evaluation.png").exists()
     refused = CliRunner().invoke(app, [*arguments, "--dims", "wide"])

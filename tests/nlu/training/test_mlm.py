@@ -380,6 +380,7 @@ def perplexities(folder: Path) -> list[float]:
 @pytest.mark.timeout(300)
 def test_mlm_a_run_begins_with_raw_text_stops_in_it_and_goes_on(work: Path) -> None:
     seen: list[tuple[int, str]] = []
+    runs: list[tuple[str, int]] = []
 
     def watch(step: int, what: Event) -> None:
         if isinstance(what, Trained):
@@ -387,9 +388,13 @@ def test_mlm_a_run_begins_with_raw_text_stops_in_it_and_goes_on(work: Path) -> N
             if len(seen) == 7:
                 os.kill(os.getpid(), signal.SIGTERM)
 
+    def begun(name: str, config: configs.Config) -> train.Watch:
+        runs.append((name, config.schedule.steps))
+        return watch
+
     folder = work / "runs" / "m"
     with pytest.raises(Interrupted, match="stopped after 8 steps"):
-        train.train(Path("both.toml"), watch=watch)
+        train.train(Path("both.toml"), begun=begun)
     assert (folder / "mlm" / "checkpoints" / "step-00000008").exists()
     assert not (folder / "mlm" / "model").exists() and not (folder / "vectorizer").exists()
     with pytest.raises(
@@ -397,9 +402,10 @@ def test_mlm_a_run_begins_with_raw_text_stops_in_it_and_goes_on(work: Path) -> N
     ):
         train.train(Path("both.toml"))
 
-    finished = train.train(Path("both.toml"), resume=True, watch=watch)
+    finished = train.train(Path("both.toml"), resume=True, begun=begun)
     raw, tasks = ([step for step, task in seen if task == name] for name in ("mlm", "pairs"))
     assert raw == list(range(1, 13)) and tasks == list(range(1, 7))
+    assert runs == [("mlm", 12), ("mlm", 12), ("m", 6)]
 
     # The tasks began with what raw text had left, not with the base.
     left = network.load(folder / "mlm" / "model")
@@ -423,7 +429,7 @@ def test_mlm_a_run_begins_with_raw_text_stops_in_it_and_goes_on(work: Path) -> N
     seen.clear()
     about = (work / "both.toml").read_text()
     (work / "both.toml").write_text(about.replace("[schedule]\nsteps = 6", "[schedule]\nsteps = 7"))
-    train.train(Path("both.toml"), resume=True, watch=watch)
+    train.train(Path("both.toml"), resume=True, begun=begun)
     assert seen == [(7, "pairs")]
     assert perplexities(folder / "mlm") == values
 
@@ -431,7 +437,9 @@ def test_mlm_a_run_begins_with_raw_text_stops_in_it_and_goes_on(work: Path) -> N
 @pytest.mark.timeout(300)
 def test_mlm_alone_ends_in_a_vectorizer_of_its_own(work: Path) -> None:
     seen: list[int] = []
-    finished = train.train(Path("alone.toml"), watch=lambda step, what: seen.append(step))
+    finished = train.train(
+        Path("alone.toml"), begun=lambda name, config: lambda step, what: seen.append(step)
+    )
     folder = work / "runs" / "m"
     assert finished.folder.resolve() == folder and finished.steps == 12 and max(seen) == 12
     assert not (folder / "mlm").exists()
