@@ -36,9 +36,10 @@ from nlu.public_data import Labelled
 from nlu.training import config as configs
 from nlu.training import loop, network
 from nlu.training.config import Config
+from nlu.training.data import read_data
 from nlu.training.datasets import DEV, Example, read
 from nlu.training.loop import TaskData
-from nlu.training.train import make_learner, read_data
+from nlu.training.train import make_learner
 
 RANKS = 2
 CONFIG = Path(__file__).with_suffix(".toml")

@@ -164,6 +164,9 @@ def export(
         Literal["fp32", "int8"],
         typer.Option(help="int8 is a quarter of the size and about 3x faster on a CPU."),
     ] = "int8",
+    word_bits: Annotated[
+        Literal["4", "8"], typer.Option(help="Bits of a word vector's component in int8; 4 halve the table.")
+    ] = "8",
     token_dim: Annotated[int, typer.Option(help="Width of token vectors.")] = 128,
     phrases: Annotated[
         Path | None, typer.Option(help="Gate phrases, one a line; default: the starter content.")
@@ -190,6 +193,7 @@ def export(
             out_folder,
             precision=precision,
             phrases=said,
+            word_bits=4 if word_bits == "4" else 8,
             token_dim=token_dim,
             gates=gates,
             progress=status.update,

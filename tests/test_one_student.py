@@ -157,7 +157,6 @@ def test_one_student_hears_the_scripts_it_is_for(scripts: tuple[str, ...], left:
         ("recompute = false", "recompute = true", "batch.recompute: found true, expected false"),
         ("outputs = 1.0\nsimilarities = 0.1", "outputs = 0.0", "it would learn nothing of the teacher"),
         ("layers = [1]", "layers = []", "distill.layers"),
-        ("dim = 16", "dim = 0", "model.dim: found 0, expected the width to which the voices are compressed"),
         ("layers = [1]", "layers = [1]\nlayer = [2]", "found an unknown key"),
         ("[[task]]", "[[mlm]]", "mlm"),
     ],

@@ -25,6 +25,7 @@ from nlu.__main__ import app
 from nlu.training import config as configs
 from nlu.training import loop, network, train
 from nlu.training.config import ConfigInvalid
+from nlu.training.data import read_data
 from nlu.training.loop import Event, Interrupted, Trained
 from nlu.vectorizer import Vectorizer, fingerprint
 from tests.nlu.training.bert import make_bert
@@ -189,7 +190,7 @@ def test_one_vectorizer_trains_on_no_test_row(work: Path) -> None:
     (folder / "test.tsv").write_text("".join(rows[::6]))
     (folder / "dev.tsv").write_text("".join(row.upper() for row in rows[1::6]))
     text = CONFIG.read_text().replace("file:data/intents.tsv", "file:data/intents")
-    data = train.read_data(configs.parse(text))
+    data = read_data(configs.parse(text))
     intents, paraphrases = data.tasks
     tested = {row.split("\t")[0] for row in rows[::6]}
     assert len(intents.examples) == len(rows) - len(tested)  # in upper case, the dev rows have other labels

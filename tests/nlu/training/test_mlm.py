@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from nlu.training import config as configs
 from nlu.training import loop, mlm, network, train
 from nlu.training.config import Config, ConfigInvalid, Model
+from nlu.training.data import read_data, read_raw
 from nlu.training.distributed import Alone, World
 from nlu.training.loop import Event, Interrupted, Learner, Trained
 from nlu.training.mlm import HEAD, SHOWN, Cloze, Gaps
@@ -409,7 +410,7 @@ def test_mlm_a_run_begins_with_raw_text_stops_in_it_and_goes_on(work: Path) -> N
 
     # The tasks began with what raw text had left, not with the base.
     left = network.load(folder / "mlm" / "model")
-    data = train.read_data(configs.load(Path("both.toml"))).tasks[0]
+    data = read_data(configs.load(Path("both.toml"))).tasks[0]
     first = next(row["evaluation"] for row in rows_of(folder) if row["step"] == 0)
     assert tuple(first["pairs/file:raw.tsv"]) == loop.measure(left, data)
     base = network.load(work / "bert")
@@ -465,7 +466,7 @@ def test_mlm_reads_no_phrase_that_something_is_tested_on(work: Path) -> None:
     (other / "train.tsv").write_text("".join(lines[10:]))
     (other / "test.tsv").write_text("".join(lines[4:6]))
     text = RAW.replace("file:raw.tsv", "file:talk") + TASK.replace("file:raw.tsv", "file:task")
-    data = train.read_raw(configs.parse(text))
+    data = read_raw(configs.parse(text))
     (each,) = data.tasks
     said = {text for column in loop.texts_of((*each.examples, *each.held)) for text in column}
     tested = {text for pair in SAID[:6] for text in pair}
@@ -515,7 +516,7 @@ def test_mlm_two_ranks_begin_with_raw_text(work: Path) -> None:
     assert "2 rank(s)" in (folder / "mlm" / "run.md").read_text()
     # Rank 0 alone read what the first part left; that it was everybody's shows in what the tasks began with.
     left = network.load(folder / "mlm" / "model")
-    data = train.read_data(configs.load(Path("both.toml"))).tasks[0]
+    data = read_data(configs.load(Path("both.toml"))).tasks[0]
     first = next(row["evaluation"] for row in rows_of(folder) if row["step"] == 0)
     assert tuple(first["pairs/file:raw.tsv"]) == loop.measure(left, data)
     assert math.isfinite(rows_of(folder)[-1]["evaluation"]["pairs/file:raw.tsv"][1])

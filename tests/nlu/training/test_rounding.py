@@ -9,7 +9,7 @@ pytest.importorskip("torch", reason="needs the train extra: pip install 'chorus-
 import torch
 from torch import nn
 
-from nlu.training.rounding import round_inputs, round_weights, rounded
+from nlu.training.rounding import round_inputs, round_weights, rounded, steps_of_words
 
 pytestmark = pytest.mark.train
 
@@ -31,6 +31,21 @@ def test_rounding_inputs_have_the_range_of_their_phrase() -> None:
     assert torch.allclose(round_inputs(phrases), wanted, atol=1e-6)
     alone = round_inputs(phrases[2:])
     assert torch.equal(alone[0], round_inputs(phrases)[2])  # whoever else is in the batch
+
+
+def test_rounding_words_have_a_scale_for_each_block() -> None:
+    words = torch.zeros(2, 64)
+    words[0, :3] = torch.tensor([7.0, 1.4, -0.6])  # steps of 1
+    words[0, 32:35] = torch.tensor([0.7, 0.26, -0.64])  # steps of 0.1
+    steps, scales = steps_of_words(words)
+    assert scales.shape == (2, 2) and scales.dtype == torch.float16
+    assert scales[0].tolist() == pytest.approx([1.0, 0.1], rel=1e-3)
+    assert steps[0, :3].tolist() == [7, 1, -1] and steps[0, 32:35].tolist() == [7, 3, -6]
+    assert not steps[1].any()
+    embedding = nn.Embedding.from_pretrained(words)  # type: ignore[no-untyped-call]
+    with rounded(nn.Sequential(embedding), words=embedding):
+        found = embedding(torch.tensor([0]))[0]
+    assert torch.allclose(found[32:35], torch.tensor([0.7, 0.3, -0.6]), atol=1e-3)
 
 
 def test_rounding_lets_gradients_pass_as_they_are() -> None:

@@ -100,21 +100,6 @@ def test_student_compresses_by_principal_components(teacher: Network) -> None:
     assert torch.allclose(found @ found.T, wanted @ wanted.T, atol=1e-4)
 
 
-def test_student_of_other_voices_begins_as_near_to_them_as_a_linear_layer_can(teacher: Network) -> None:
-    own = teacher.encode(PHRASES)
-    turned = (
-        own
-        @ torch.linalg.qr(
-            torch.randn(own.shape[1], own.shape[1], generator=torch.Generator().manual_seed(3))
-        )[0]
-    )
-    both = torch.cat([own, turned], dim=1) / 2**0.5
-    made = student.cut(teacher, PHRASES, both, layers=(0, 1, 2, 3), dim=12, own=own).eval()
-    components, _ = network.principal_components(both, 12)
-    wanted = torch.nn.functional.normalize(both @ components.T, dim=1)
-    assert torch.allclose(made.encode(PHRASES), wanted, atol=1e-3)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
