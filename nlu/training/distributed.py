@@ -29,6 +29,7 @@ Compression = Literal[
 
 # Gradients are sent in pieces: large enough to use the wire well, small enough that copies never double the memory.
 BUCKET_ELEMENTS = 16 * 1024 * 1024
+CYCLE_MILLISECONDS = "25"  # on CPUs; HOROVOD_CYCLE_TIME says otherwise
 
 
 class World(Protocol):
@@ -146,6 +147,9 @@ class HorovodWorld:
 
     def __init__(self) -> None:
         hvd = _import_horovod()
+        if not torch.cuda.is_available():
+            # Horovod's own thread looks for work each millisecond, on the core that is to do the work.
+            os.environ.setdefault("HOROVOD_CYCLE_TIME", CYCLE_MILLISECONDS)
         hvd.init()
         self._hvd = hvd
         self._gathers = itertools.count()
