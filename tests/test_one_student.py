@@ -119,6 +119,11 @@ def test_one_student_told_to_stop_goes_on_to_the_same_end(work: Path, taught: Pa
     assert not (folder / "3-int8").exists()
     with pytest.raises(ValueError, match="found a student in it, expected none; go on with --resume"):
         distill.distill(CONFIG)
+    (work / "other.toml").write_text(
+        CONFIG.read_text().replace('precision = "int8"', 'precision = "int8"\nword_bits = 4')
+    )
+    with pytest.raises(ValueError, match="found another config export, expected what the run began with"):
+        distill.distill(work / "other.toml", resume=True)
     assert fingerprint(distill.distill(CONFIG, resume=True).vectorizer) == wanted
 
 
@@ -157,6 +162,7 @@ def test_one_student_hears_the_scripts_it_is_for(scripts: tuple[str, ...], left:
         ("recompute = false", "recompute = true", "batch.recompute: found true, expected false"),
         ("outputs = 1.0\nsimilarities = 0.1", "outputs = 0.0", "it would learn nothing of the teacher"),
         ("layers = [1]", "layers = []", "distill.layers"),
+        ('precision = "int8"', 'precision = "fp32"\nword_bits = 4', "word_bits: 4 bits are for int8"),
         ("layers = [1]", "layers = [1]\nlayer = [2]", "found an unknown key"),
         ("[[task]]", "[[mlm]]", "mlm"),
     ],

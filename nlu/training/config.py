@@ -371,6 +371,12 @@ class Export(_Section):
     )
     token_dim: Count = 128  # of token vectors; 0: none
 
+    @model_validator(mode="after")
+    def _rounds(self) -> Export:
+        if self.word_bits == 4 and self.precision != "int8":
+            raise ValueError("word_bits: 4 bits are for int8; take 8, or precision 'int8'")
+        return self
+
 
 class Stage(_Section):
     """One stage of distillation: weights of its losses, 0 where one is not used."""

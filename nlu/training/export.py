@@ -123,6 +123,8 @@ def export(
         raise VectorizerRefused(
             f"{source}: found {len(phrases)} distinct gate phrases, expected at least {gates.phrases}; pass more with --phrases"
         )
+    if word_bits == 4 and precision != "int8":
+        raise VectorizerRefused(f"word_bits: found 4 in {precision}, expected 8; 4 bits are for int8")
     progress("loading")
     graph, tokenizer, uncased = _load(source)
     token_dim = min(token_dim, int(graph.encoder.config.hidden_size))

@@ -321,6 +321,9 @@ def stamp_of(config: Config, data: Data) -> dict[str, Any]:
         del said["run"][free]
     for stage in (said.get("distill") or {}).get("stage", ()):
         del stage["steps"]
+    # Of the export, what stages that know they will be int8 compute with. What is at its default goes unsaid.
+    if rounding := config.export.model_dump(include={"word_bits"}, exclude_defaults=True):
+        said["export"] = rounding
     said["task"] = {task["name"]: task for task in said["task"]}
     return {"config": said, "data": dict(data.digests)}
 

@@ -99,6 +99,11 @@ def test_export_words_of_four_bits_are_those_training_knew(tmp_path: Path) -> No
     assert "GatherBlockQuantized" in {node.op_type for node in graph.node}
 
 
+def test_export_words_of_four_bits_are_for_int8(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(VectorizerRefused, match="word_bits: found 4 in fp32, expected 8"):
+        export(str(checkpoint), tmp_path / "out", precision="fp32", phrases=PHRASES, word_bits=4)
+
+
 def test_export_words_of_four_bits_come_in_blocks(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(VectorizerRefused, match="word vectors of 48 components, expected a multiple of 32"):
         export(str(checkpoint), tmp_path / "out", precision="int8", phrases=PHRASES, word_bits=4)
