@@ -24,7 +24,7 @@ from nlu.training.datasets import TEST, TRAIN
 from nlu.training.desk import SEED, SIZES, Desk
 from nlu.training.exams import EXAMS, Exam, Judge
 from nlu.training.scores import Column, Evaluation, Line, Outcome, compare
-from nlu.training.store import Store
+from nlu.vector_store import VectorStore
 from nlu.vectorizer import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE, Vectorizer
 
 Progress = Callable[[str, int, int], None]
@@ -66,7 +66,9 @@ def evaluate(
     lines: list[Line] = []
     with ExitStack() as stores:
         for name, vectorizer in zip(names, vectorizers, strict=True):
-            stored = Store(store, vectorizer, workers or os.cpu_count() or 1, partial(report, "encoding"))
+            stored = VectorStore(
+                store, vectorizer, workers or os.cpu_count() or 1, partial(report, "encoding")
+            )
             stores.enter_context(closing(stored))
             whole = Candidate(name, vectorizer.spec.uncased, stored.encode)
             narrower = [width for width in dict.fromkeys(dims) if width < vectorizer.dim]

@@ -14,7 +14,7 @@ from nlu.vectorizer import Vectorizer
 _ENCODED_AT_ONCE = 1024  # phrases between two saves
 
 
-class Store:
+class VectorStore:
     """Encodings of one vectorizer; safe beside other processes, not among threads. Raises OSError for a broken file."""
 
     def __init__(

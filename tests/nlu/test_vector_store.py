@@ -1,4 +1,4 @@
-"""nlu.training.store: vectors from disk are the vectorizer's own."""
+"""nlu.vector_store: vectors from disk are the vectorizer's own."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nlu.training.store import Store
+from nlu.vector_store import VectorStore
 from nlu.vectorizer import Vectorizer
 
 
 def test_store_gives_the_bits_of_the_vectorizer(vectorizer: Vectorizer, tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
-    store = Store(tmp_path, vectorizer, 1, lambda done, total: steps.append((done, total)))
+    store = VectorStore(tmp_path, vectorizer, 1, lambda done, total: steps.append((done, total)))
     phrases = ["hello", "включи свет", "hello"]
     for tokens in (
         False,
@@ -34,4 +34,4 @@ def test_store_gives_the_bits_of_the_vectorizer(vectorizer: Vectorizer, tmp_path
 def test_store_that_is_broken_says_what_to_do(vectorizer: Vectorizer, tmp_path: Path) -> None:
     (tmp_path / f"{vectorizer.fingerprint}.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(OSError, match="delete the file"):
-        Store(tmp_path, vectorizer, 1, lambda _done, _total: None)
+        VectorStore(tmp_path, vectorizer, 1, lambda _done, _total: None)
