@@ -7,7 +7,7 @@ VECTORIZER ?= $(SHIPPED)
 DATA ?= $(wildcard ../shared/data)
 OUT ?= $(SHIPPED)
 
-.PHONY: install serve test check fix proto bench starter clean system horovod
+.PHONY: install heads serve test check fix proto bench starter clean system horovod
 
 install: $(VENV)/.dev  ## everything developers need
 
@@ -27,14 +27,17 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.cpu $(VENV)/.heads
 
-system:  ## what tests need beside Python: a real redis-server
-	@command -v redis-server >/dev/null || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq redis-server >/dev/null; \
-	  else echo "redis-server is missing; install it with your system's package manager" >&2; exit 1; fi; }
+system:  ## what tests need beside Python: a real redis-server, and OpenMP for boosted trees
+	@{ command -v redis-server && ldconfig -p | grep libgomp.so.1; } >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq redis-server libgomp1 >/dev/null; \
+	  else echo "redis-server or libgomp1 is missing; install them with your system's package manager" >&2; exit 1; fi; }
 
 horovod: $(VENV)/.dev  ## ranks for training; the wheel is built once (needs g++) and kept in .cache/wheels
 	@echo "building Horovod, unless its wheel is there (a few minutes)"
 	@wheel=$$(deploy/horovod/build.sh) && $(BIN)/python -m pip install -qq "$$wheel"
+
+heads: $(VENV)/.heads  ## what training heads needs: no torch
+	@$(BIN)/nlu heads --help >/dev/null && echo "ready: $(BIN)/nlu heads --help"
 
 serve: $(VENV)/.cpu  ## serve the shipped bundle on 127.0.0.1:50051
 	$(BIN)/nlu serve

@@ -1,7 +1,12 @@
-"""Heads made of reference phrases: a label scores as its nearest anchor. No training; one to five phrases a label are enough."""
+"""Heads made of reference phrases: a label scores as its nearest anchor. No training; one to five phrases a label are enough.
+
+params.patterns, {label: [regular expression, ...]}, are for what must be sure: where one is found, its label scores 1.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +15,8 @@ from numpy.typing import NDArray
 
 from annotators.annotator import Annotation, Heard, Status
 from annotators.head import HeadInvalid, Spec, expect_shapes, read, write
+from annotators.outside import logistic
+from annotators.rules import compiled
 from annotators.sentence import ranking
 
 
@@ -22,6 +29,7 @@ class AnchorsHead:
     owner: NDArray[np.int64]  # [anchors] the label each anchor belongs to, ascending
     version: str = ""
     starts: NDArray[np.int64] = field(init=False, repr=False)
+    patterns: tuple[tuple[int, re.Pattern[str]], ...] = field(init=False, repr=False)  # label number, pattern
 
     def __post_init__(self) -> None:
         labels = np.arange(len(self.spec.labels))
@@ -33,6 +41,23 @@ class AnchorsHead:
                 expected="one anchor or more for every label, ordered by label",
             )
         object.__setattr__(self, "starts", starts)
+        object.__setattr__(self, "patterns", tuple(self._patterns()))
+
+    def _patterns(self) -> Iterator[tuple[int, re.Pattern[str]]]:
+        given = self.spec.params.get("patterns", {})
+        if not isinstance(given, dict) or not all(isinstance(each, list | tuple) for each in given.values()):
+            raise HeadInvalid(
+                self.spec.name, found=f"params.patterns = {given!r}", expected="lists of patterns by label"
+            )
+        for label, patterns in given.items():
+            if label not in self.spec.labels:
+                raise HeadInvalid(
+                    self.spec.name,
+                    found=f"a pattern for label {label!r}",
+                    expected="one of the head's labels",
+                )
+            for pattern in patterns:
+                yield self.spec.labels.index(label), compiled(self.spec.name, pattern)
 
     @classmethod
     def load(cls, folder: Path) -> AnchorsHead:
@@ -55,14 +80,32 @@ class AnchorsHead:
         """Width of the vectors this head reads."""
         return int(self.anchors.shape[1])
 
+    def raw(self, sentences: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[rows, labels] cosine to each label's nearest anchor, of sentence vectors [rows, dim]."""
+        cosines: NDArray[np.float32] = np.maximum.reduceat(sentences @ self.anchors.T, self.starts, axis=1)
+        return cosines
+
+    def scored(
+        self, sentences: NDArray[np.float32], phrases: Sequence[str]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Raw scores and scores [rows, labels] of phrases and their vectors."""
+        raw = self.raw(sentences)
+        return raw, self._scores(raw, phrases)
+
+    def _scores(self, raw: NDArray[np.float32], phrases: Sequence[str]) -> NDArray[np.float32]:
+        scores = logistic(np.float32(self.spec.scale[0]) * raw + np.float32(self.spec.shift[0]))
+        for label, pattern in self.patterns:
+            for row, phrase in enumerate(phrases):
+                if pattern.search(phrase):
+                    scores[row, label] = 1.0
+        return scores
+
     def annotate(self, heard: Heard) -> Annotation:
         """Answer by the nearest anchors; over several hypotheses the cosines are averaged by weight."""
         spec = self.spec
-        raw = np.zeros(len(spec.labels), np.float32)
-        for weight, encoding in zip(heard.weights, heard.encodings, strict=True):
-            raw += np.float32(weight) * np.maximum.reduceat(self.anchors @ encoding.sentence, self.starts)
-        with np.errstate(over="ignore"):  # far below zero the score is 0
-            scores = 1 / (1 + np.exp(-(np.float32(spec.scale[0]) * raw + np.float32(spec.shift[0]))))
+        sentences = np.array([encoding.sentence for encoding in heard.encodings])
+        raw = np.asarray(heard.weights, np.float32) @ self.raw(sentences)
+        scores = self._scores(raw[None], heard.phrases[heard.best : heard.best + 1])[0]
         return Annotation(
             spec.name,
             spec.kind,

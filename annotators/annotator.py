@@ -73,8 +73,10 @@ class Annotation:
     labels: tuple[Label, ...] = ()  # best first
     spans: tuple[Span, ...] = ()  # left to right
     disagreement: float = 0.0  # 0..1 between hypotheses
+    out_of_scope: float | None = None  # calibrated; None where the head has no such score
     version: str = ""
     note: str = ""
+    restored: str = ""  # the text with punctuation and case, from heads that restore them
 
 
 class HeardTurn(NamedTuple):

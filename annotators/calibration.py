@@ -34,11 +34,15 @@ def fit_platt(raw: NDArray[np.float32], targets: NDArray[np.bool_]) -> tuple[flo
     positive, negative = int(targets.sum()), int((~targets).sum())
     smooth = np.where(targets, (positive + 1) / (positive + 2), 1 / (negative + 2))
 
-    def loss(parameters: NDArray[np.float64]) -> float:
-        margin = parameters[0] * raw + parameters[1]
-        return float(np.mean(np.logaddexp(0.0, margin) - smooth * margin))
+    values = raw.astype(np.float64)
 
-    scale, shift = minimize(loss, np.array([1.0, 0.0]), method="Nelder-Mead").x
+    def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        margin = parameters[0] * values + parameters[1]
+        slopes = expit(margin) - smooth
+        value = np.mean(np.logaddexp(0.0, margin) - smooth * margin)
+        return float(value), np.array([np.mean(slopes * values), np.mean(slopes)])
+
+    scale, shift = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B").x
     return float(scale), float(shift)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from annotators.annotator import Annotation, Heard, HeardTurn, Status
 from annotators.head import HeadInvalid, Spec, expect_shapes, read, write
-from annotators.sentence import ranking
+from annotators.sentence import answered
 
 ROLES = ("user", "assistant")
 
@@ -36,7 +36,8 @@ def features(sentence: NDArray[np.float32], context: Sequence[HeardTurn], turns:
 
 @dataclass(frozen=True)
 class ContextHead:
-    """A linear head over `features`; without any earlier turn it answers "skipped" rather than guess."""
+    """A linear head over `features`; without any earlier turn it answers "skipped" rather than guess, unless params.alone
+    says that it has learnt from such turns too."""
 
     spec: Spec
     weight: NDArray[np.float32]  # [labels, (2 + 2 * turns) * dim]
@@ -77,7 +78,7 @@ class ContextHead:
     def annotate(self, heard: Heard) -> Annotation:
         """Answer the best hypothesis in its context."""
         spec = self.spec
-        if not heard.context:
+        if not heard.context and not spec.params.get("alone"):
             return Annotation(
                 spec.name,
                 spec.kind,
@@ -85,17 +86,5 @@ class ContextHead:
                 version=self.version,
                 note="needs an earlier turn; none was sent",
             )
-        raw = (
-            self.weight @ features(heard.encodings[heard.best].sentence, heard.context, self.turns)
-            + self.bias
-        )
-        logits = raw * np.asarray(spec.scale, np.float32) + np.asarray(spec.shift, np.float32)
-        scores = np.exp(logits - logits.max())
-        scores /= scores.sum()
-        return Annotation(
-            spec.name,
-            spec.kind,
-            Status.OK,
-            labels=ranking(spec, scores.tolist(), raw.tolist(), top=5),
-            version=self.version,
-        )
+        rows = features(heard.encodings[heard.best].sentence, heard.context, self.turns)[None]
+        return answered(spec, self.version, rows @ self.weight.T + self.bias, (1.0,))

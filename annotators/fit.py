@@ -1,39 +1,40 @@
-"""Training heads on frozen vectors, with scikit-learn and without torch.
+"""Training heads on frozen vectors, without torch.
 
-Every kind goes the same way: choose the regularisation on folds, calibrate and set thresholds on the folds' held-out
-scores, fit once more on everything, keep golden phrases. Nothing here ever sees a test split.
+Every kind goes the same way: choose the strength on folds, calibrate and set thresholds on the folds' held-out scores, fit
+once more on everything, keep golden phrases. Nothing here ever sees a test split.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from scipy.special import expit
 from sklearn.metrics import log_loss
-from sklearn.model_selection import StratifiedKFold
 
-from annotators import calibration, thresholds
-from annotators.anchors import AnchorsHead
-from annotators.annotator import Encoding, Heard, HeardTurn, Span
+from annotators import calibration, fit_outside, golden, thresholds
+from annotators.annotator import Encoding, HeardTurn
+from annotators.answers import Answers, HeldOut, Rows
+from annotators.boosted import BoostedHead
 from annotators.context import ContextHead, features
+from annotators.fit_outside import FittedOutside
 from annotators.head import Golden, GoldenTurn, Requires, Spec
+from annotators.learners import BoostedLearner, BoostedModel, HiddenModel, Learner, LinearLearner, Model
+from annotators.linear import Linear
 from annotators.sentence import SentenceHead
-from annotators.token import TokenHead, tags_of, windows
+from annotators.table import Head
 
 FloatArray = NDArray[np.float32]
+HeadT = TypeVar("HeadT", bound=Head)
 
 FOLDS = 3
-REGULARISATIONS = (2.0, 8.0, 32.0)
-GOLDEN = 24
-_GOLDEN_MARGIN = 0.15
-_ANCHOR_SCALE, _ANCHOR_THRESHOLD = 20.0, 0.5
+_ALONE = 0.02  # of the phrases without any turn before, from which a head in context answers such phrases
+_ALL_FOLDS_CHOOSE = (
+    5 * 10**7
+)  # rows x features x labels, up to where every fold is asked which strength is best
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +48,6 @@ class About:
 
 
 @dataclass(frozen=True, slots=True)
-class TaggedEncoding:
-    """A phrase for a token head: its Encoding and the gold spans (scores ignored)."""
-
-    text: str
-    encoding: Encoding
-    spans: tuple[Span, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Borrowed:
     """Rows of another origin: trained on, but never measured on, and their texts are never kept."""
 
@@ -63,32 +55,102 @@ class Borrowed:
     labels: Sequence[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Dev:
+    """Rows nobody trains on, held against calibration and thresholds beside the folds' held-out rows."""
+
+    rows: FloatArray  # [rows, features]
+    answers: Answers  # with the training rows' names
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How heads of classes are fitted."""
+
+    learner: Learner = LinearLearner()
+    folds: int = FOLDS
+    balanced: bool = False  # rare labels count as much as frequent ones
+    beta: float = thresholds.DEFAULT_BETA
+    outside_share: float = fit_outside.SHARE  # of all phrases, that are expected to be out of scope
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """A fitted model, what its scores mean, and what the folds said of it."""
+
+    model: Model
+    strength: float
+    losses: dict[float, float]  # strength -> calibrated log-loss of held-out rows
+    scale: tuple[float, ...]  # [labels]
+    shift: tuple[float, ...]
+    thresholds: tuple[float, ...]
+    outside: FittedOutside | None
+    raw: FloatArray  # [held-out rows, labels]
+    scores: FloatArray  # [held-out rows, labels], calibrated
+    answers: Answers  # of the held-out rows
+    promised: NDArray[np.float64]  # [labels] recall to be expected
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What head.json keeps."""
+        wanted = self.answers.wanted
+        right = wanted[np.arange(len(wanted)), self.scores.argmax(axis=1)]
+        shares = wanted.sum(axis=0) / max(1, wanted.sum())
+        return {
+            "folds_accuracy": float(right.mean()),
+            "promised_recall": float(self.promised @ shares),
+            "phrases": float(len(wanted)),
+            "regularisation": self.strength,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted(Generic[HeadT]):
+    """A head, and what it was learnt with."""
+
+    head: HeadT
+    learnt: Learnt
+
+
 def fit_sentence(
     about: About,
     texts: Sequence[str],
     vectors: FloatArray,
-    labels: Sequence[str],
+    answers: Answers,
     *,
+    plan: Plan = Plan(),
     outsiders: FloatArray | None = None,
+    outside: bool = False,
     borrowed: Borrowed | None = None,
-    beta: float = thresholds.DEFAULT_BETA,
-    regularisations: Sequence[float] = REGULARISATIONS,
-    seed: int = 0,
-) -> SentenceHead:
-    """Multinomial logistic regression on vectors [phrases, dim].
+    dev: Dev | None = None,
+) -> Fitted[SentenceHead]:
+    """A linear head, or one with a hidden layer, on vectors [phrases, dim].
 
-    `outsiders` [phrases, dim] belong to no label: they are not trained on, only held against the thresholds.
-    `borrowed` rows are trained on in every fold; regularisation, calibration, thresholds, golden phrases and the folds'
-    accuracy are those of the phrases themselves. Raises ValueError where they carry a label that no phrase has.
+    `outsiders` [phrases, dim] belong to no label: they are not trained on, only held against the thresholds; with
+    `outside` they also make the score of being out of scope. `borrowed` rows are trained on in every fold; strength,
+    calibration, thresholds, golden phrases and metrics are those of the phrases themselves. Raises ValueError where they
+    carry a label that no phrase has.
     """
-    names, targets = _targets(labels)
-    more = _borrowed(borrowed, names, vectors.shape[1])
-    fitted = _fit_linear(vectors, targets, outsiders, beta, regularisations, seed, more)
-    spec = _spec(about, "sentence", names, fitted)
-    head = SentenceHead(spec, fitted.weight, fitted.bias)
-    scores = calibration.softmax(fitted.scale * (vectors @ fitted.weight.T + fitted.bias))
-    golden = [Golden(text=texts[i], label=names[targets[i]]) for i in _golden(scores, targets)]
-    return SentenceHead(spec.model_copy(update={"golden": tuple(golden)}), head.weight, head.bias)
+    learnt = learn(vectors, answers, plan, outsiders=outsiders, outside=outside, more=_borrowed(borrowed, answers, vectors.shape[1]), dev=dev)  # fmt: skip
+    metrics = learnt.metrics | (
+        {} if borrowed is None or not len(borrowed.labels) else {"borrowed": float(len(borrowed.labels))}
+    )
+    spec = _spec(about, "sentence", learnt, answers, metrics=metrics)
+    centroids = None
+    if spec.outside is not None and spec.outside.needs_centroids:
+        centroids = centroids_of(vectors, answers)
+    match learnt.model:
+        case Linear(weight, bias):
+            head = SentenceHead(spec, weight, bias, centroids=centroids)
+        case HiddenModel(hidden, labels):
+            head = SentenceHead(spec, labels.weight, labels.bias, hidden=hidden, centroids=centroids)
+        case other:
+            raise ValueError(
+                f"learner: found {type(other).__name__}, expected a linear one or one with a hidden layer"
+            )
+    kept = _golden(texts, linked(learnt, head.raw(vectors)), answers)
+    return Fitted(replace(head, spec=spec.model_copy(update={"golden": kept})), learnt)
 
 
 def fit_context(
@@ -97,326 +159,252 @@ def fit_context(
     encodings: Sequence[Encoding],
     contexts: Sequence[Sequence[HeardTurn]],
     golden_turns: Sequence[Sequence[GoldenTurn]],
-    labels: Sequence[str],
+    answers: Answers,
     *,
     turns: int = 2,
-    beta: float = thresholds.DEFAULT_BETA,
-    seed: int = 0,
-) -> ContextHead:
-    """Multinomial logistic regression over annotators.context.features."""
-    names, targets = _targets(labels)
-    rows = np.stack(
+    plan: Plan = Plan(),
+    dev: Dev | None = None,
+) -> Fitted[ContextHead]:
+    """Logistic regression over annotators.context.features; `dev` rows are such features."""
+    rows = context_rows(encodings, contexts, turns)
+    learnt = learn(rows, answers, plan, dev=dev)
+    if not isinstance(learnt.model, Linear):
+        raise ValueError(
+            f"learner: found {type(learnt.model).__name__}, expected a linear one for heads in context"
+        )
+    params: dict[str, Any] = {"turns": turns}
+    if sum(not context for context in contexts) >= _ALONE * len(contexts):
+        params["alone"] = True
+    spec = _spec(about, "context", learnt, answers, params=params, metrics=learnt.metrics)
+    kept = _golden(texts, linked(learnt, learnt.model.raw(rows)), answers, golden_turns)
+    head = ContextHead(
+        spec.model_copy(update={"golden": kept}), learnt.model.weight, learnt.model.bias, turns
+    )
+    return Fitted(head, learnt)
+
+
+def context_rows(
+    encodings: Sequence[Encoding], contexts: Sequence[Sequence[HeardTurn]], turns: int
+) -> FloatArray:
+    """[phrases, features] of phrases in their contexts."""
+    return np.stack(
         [
             features(encoding.sentence, context, turns)
             for encoding, context in zip(encodings, contexts, strict=True)
         ]
     )
-    fitted = _fit_linear(
-        rows, targets, None, beta, REGULARISATIONS, seed, _borrowed(None, names, rows.shape[1])
-    )
-    spec = _spec(about, "context", names, fitted, params={"turns": turns})
-    scores = calibration.softmax(fitted.scale * (rows @ fitted.weight.T + fitted.bias))
-    golden = tuple(
-        Golden(text=texts[i], label=names[targets[i]], context=tuple(golden_turns[i]))
-        for i in _golden(scores, targets)
-    )
-    return ContextHead(spec.model_copy(update={"golden": golden}), fitted.weight, fitted.bias, turns)
 
 
-def fit_token(
-    about: About, phrases: Sequence[TaggedEncoding], *, beta: float = 1.0, seed: int = 0
-) -> TokenHead:
-    """Multinomial logistic regression of BIO tags over windows of token vectors; thresholds on held-out spans."""
-    names = tuple(sorted({span.label for phrase in phrases for span in phrase.spans}))
-    rows = [windows(_tokens(phrase)) for phrase in phrases]
-    tags = [bio(phrase, names) for phrase in phrases]
-    folds = np.arange(len(phrases)) % FOLDS
-    np.random.default_rng(seed).shuffle(folds)
-    scale, limits = _fit_spans(about, phrases, rows, tags, names, folds, beta)
-    model = _logistic(4.0).fit(np.concatenate(rows), np.concatenate(tags))
-    weight, bias = _rows(model, len(tags_of(names)))
-    spec = Spec(
-        name=about.name,
-        kind="token",
-        task=about.task,
-        labels=names,
-        scale=(scale,) * len(names),
-        shift=(0.0,) * len(names),
-        thresholds=limits,
-        requires=Requires(vectorizer=about.fingerprint),
-        made_by=about.made_by,
-    )
-    head = TokenHead(spec, weight, bias)
-    return TokenHead(spec.model_copy(update={"golden": _golden_spans(head, phrases)}), weight, bias)
-
-
-def make_anchors(
+def fit_boosted(
     about: About,
     texts: Sequence[str],
     vectors: FloatArray,
-    labels: Sequence[str],
+    answers: Answers,
+    *,
+    plan: Plan | None = None,
+    outsiders: FloatArray | None = None,
+    dev: Dev | None = None,
+) -> Fitted[BoostedHead]:
+    """Gradient-boosted trees on vectors [phrases, dim], as ONNX; labels exclude each other."""
+    from annotators.trees import to_onnx  # imports onnx, which only these heads need
+
+    if not answers.exclusive:
+        raise ValueError(
+            "labels: found several a phrase, expected one for boosted trees; train kind sentence"
+        )
+    learnt = learn(vectors, answers, plan or Plan(learner=BoostedLearner()), outsiders=outsiders, dev=dev)
+    if not isinstance(learnt.model, BoostedModel):
+        raise ValueError(f"learner: found {type(learnt.model).__name__}, expected boosted trees")
+    spec = _spec(about, "boosted", learnt, answers, metrics=learnt.metrics)
+    head = BoostedHead.of(spec, to_onnx(learnt.model, vectors.shape[1]))
+    kept = _golden(texts, linked(learnt, head.raw(vectors)), answers)
+    return Fitted(replace(head, spec=spec.model_copy(update={"golden": kept})), learnt)
+
+
+def learn(
+    rows: FloatArray,
+    answers: Answers,
+    plan: Plan,
     *,
     outsiders: FloatArray | None = None,
-) -> AnchorsHead:
-    """Keep the phrases themselves as anchors; scale and threshold come from leaving each anchor out in turn.
+    outside: bool = False,
+    more: tuple[FloatArray, Answers] | None = None,
+    dev: Dev | None = None,
+) -> Learnt:
+    """Choose, calibrate and fit a model of rows [phrases, features]; what every kind of classes goes through.
 
-    With one phrase a label there is nothing to leave out, and the defaults stand.
+    `more` rows are trained on in every fold and never measured on. Outsiders without `outside` only push thresholds up.
     """
-    names, targets = _targets(labels, at_least=1)
-    order = np.argsort(targets, kind="stable")
-    anchors, owner = vectors[order], targets[order]
-    cosines = anchors @ anchors.T
-    np.fill_diagonal(cosines, -1.0)
-    nearest = cosines.argmax(axis=1)
-    hits, raw = owner[nearest] == owner, cosines.max(axis=1)
-    if outsiders is not None and len(outsiders):
-        strangers = (outsiders @ anchors.T).max(axis=1)
-        hits, raw = (
-            np.concatenate([hits, np.zeros(len(strangers), np.bool_)]),
-            np.concatenate([raw, strangers]),
-        )
-    scale, shift = calibration.fit_platt(raw, hits) if hits.any() and not hits.all() else (0.0, 0.0)
-    if scale <= 0:  # nothing to learn from, or only noise: a nearer anchor must never score lower
-        scale, shift = _ANCHOR_SCALE, -_ANCHOR_SCALE / 2
-    count = len(names)
-    spec = Spec(
-        name=about.name,
-        kind="anchors",
-        task=about.task,
-        labels=names,
-        scale=(scale,) * count,
-        shift=(shift,) * count,
-        thresholds=(_ANCHOR_THRESHOLD,) * count,
-        requires=Requires(vectorizer=about.fingerprint),
-        golden=tuple(
-            Golden(text=texts[i], label=labels[i]) for i in order[:: max(1, len(order) // GOLDEN)][:GOLDEN]
-        ),
-        made_by=about.made_by,
-    )
-    return AnchorsHead(spec, anchors, owner)
-
-
-def bio(phrase: TaggedEncoding, names: Sequence[str]) -> NDArray[np.int64]:
-    """Tag numbers [tokens]: a token belongs to the span it overlaps; the first such token is the span's B."""
-    offsets = phrase.encoding.offsets
-    if offsets is None:
-        raise ValueError("token heads are fitted on Encodings with token vectors")
-    tags = np.zeros(len(offsets), np.int64)
-    for span in phrase.spans:
-        inside = np.flatnonzero((offsets[:, 0] < span.end) & (offsets[:, 1] > span.start))
-        label = names.index(span.label)
-        tags[inside] = 2 * label + 2
-        tags[inside[:1]] = 2 * label + 1
-    return tags
-
-
-_Rows = tuple[FloatArray, NDArray[np.int64]]  # features [rows, width] and label numbers [rows]
-
-
-@dataclass(frozen=True, slots=True)
-class _Linear:
-    weight: FloatArray  # [labels, features]
-    bias: FloatArray  # [labels]
-    scale: float
-    thresholds: tuple[float, ...]
-    metrics: dict[str, float]
-
-
-def _fit_linear(
-    rows: FloatArray,
-    targets: NDArray[np.int64],
-    outsiders: FloatArray | None,
-    beta: float,
-    regularisations: Sequence[float],
-    seed: int,
-    more: _Rows,
-) -> _Linear:
-    labels = int(targets.max()) + 1
     strangers = np.zeros((0, rows.shape[1]), np.float32) if outsiders is None else outsiders
-    candidates = {c: _held_out(rows, targets, strangers, c, seed, more) for c in regularisations}
-    losses = {
-        c: log_loss(targets, calibration.softmax(raw), labels=range(labels))
-        for c, (raw, _) in candidates.items()
-    }
-    best = min(losses, key=lambda c: losses[c])
-    raw, raw_strangers = candidates[best]
-    scale = calibration.fit_temperature(raw, targets)
-    scores = calibration.softmax((scale * np.concatenate([raw, raw_strangers])).astype(np.float32))
-    belonging = np.concatenate([targets, np.full(len(strangers), -1, np.int64)])
-    limits = thresholds.fit_exclusive(scores, belonging, beta=beta)
-    model = _logistic(best).fit(np.concatenate([rows, more[0]]), np.concatenate([targets, more[1]]))
-    accuracy = float((scores[: len(targets)].argmax(axis=1) == targets).mean())
-    metrics = {"folds_accuracy": accuracy, "phrases": float(len(targets)), "regularisation": best}
-    if len(more[1]):
-        metrics["borrowed"] = float(len(more[1]))
-    return _Linear(*_rows(model, labels), scale, limits, metrics)
+    folds = answers.folds(plan.folds, plan.seed)
+    losses, tried = _losses(rows, answers, plan, folds, more)
+    strength = min(losses, key=losses.__getitem__)
 
+    def model_of(seen: Rows, *, loosely: bool) -> Model:
+        return next(_path(rows, answers, seen, plan, (strength,), more, loosely=loosely))
 
-def _held_out(
-    rows: FloatArray, targets: NDArray[np.int64], strangers: FloatArray, c: float, seed: int, more: _Rows
-) -> tuple[FloatArray, FloatArray]:
-    """Raw scores of every row, and of every stranger, by a model that did not see it."""
-    labels = int(targets.max()) + 1
-    raw = np.zeros((len(rows), labels), np.float32)
-    raw_strangers = np.zeros((len(strangers), labels), np.float32)
-    folds = StratifiedKFold(min(FOLDS, int(np.bincount(targets).min())), shuffle=True, random_state=seed)
-    for fold, (train, test) in enumerate(folds.split(rows, targets)):
-        seen = np.concatenate([rows[train], more[0]]), np.concatenate([targets[train], more[1]])
-        weight, bias = _rows(_logistic(c).fit(*seen), labels)
-        raw[test] = rows[test] @ weight.T + bias
-        mine = np.arange(len(strangers)) % folds.get_n_splits() == fold
-        raw_strangers[mine] = strangers[mine] @ weight.T + bias
-    return raw, raw_strangers
+    of_folds = tried.get(strength, []) + [
+        model_of(seen, loosely=True) for seen, _ in folds[len(tried.get(strength, ())) :]
+    ]
+    held_out = _held_out(rows, answers, strangers, folds, of_folds)
+    model = model_of(np.arange(len(answers)), loosely=False)
+    judged = answers
+    if dev is not None:
+        held_out = _with_dev(held_out, dev, model, centroids_of(rows, answers))
+        judged = replace(answers, weights=None).joined(replace(dev.answers, weights=None))
 
-
-def _logistic(c: float) -> LogisticRegression:
-    return LogisticRegression(C=c, max_iter=100, tol=1e-4)
-
-
-def _rows(model: Any, labels: int) -> tuple[FloatArray, FloatArray]:
-    """Weights [labels, features] and bias [labels]; scikit-learn keeps one row for two labels, and none for absent ones."""
-    weight, bias = model.coef_.astype(np.float32), model.intercept_.astype(np.float32)
-    if len(weight) == 1:
-        weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
-    full, full_bias = np.zeros((labels, weight.shape[1]), np.float32), np.full(labels, -30.0, np.float32)
-    full[model.classes_], full_bias[model.classes_] = weight, bias
-    return full, full_bias
-
-
-def _fit_spans(
-    about: About,
-    phrases: Sequence[TaggedEncoding],
-    rows: Sequence[FloatArray],
-    tags: Sequence[NDArray[np.int64]],
-    names: tuple[str, ...],
-    folds: NDArray[np.int64],
-    beta: float,
-) -> tuple[float, tuple[float, ...]]:
-    """Temperature of the tag scores and a threshold per span label, both on held-out phrases."""
-    count = len(tags_of(names))
-    held_out: list[tuple[int, FloatArray, FloatArray]] = []
-    for fold in range(FOLDS):
-        train = np.flatnonzero(folds != fold).tolist()
-        model = _logistic(4.0).fit(
-            np.concatenate([rows[i] for i in train]), np.concatenate([tags[i] for i in train])
-        )
-        held_out += [(int(i), *_rows(model, count)) for i in np.flatnonzero(folds == fold)]
-    raw = np.concatenate([rows[i] @ weight.T + bias for i, weight, bias in held_out])
-    scale = calibration.fit_temperature(raw, np.concatenate([tags[i] for i, _, _ in held_out]))
-    open_spec = Spec(
-        name=about.name,
-        kind="token",
-        task=about.task,
-        labels=names,
-        scale=(scale,) * len(names),
-        shift=(0.0,) * len(names),
-        thresholds=(0.0,) * len(names),
-        requires=Requires(vectorizer=about.fingerprint),
+    scale, shift = _calibrated(held_out.raw, judged)
+    fitted = None
+    if outside and len(strangers):
+        fitted = fit_outside.fit(
+            held_out, scale[0], centroids=isinstance(model, Linear | HiddenModel), share=plan.outside_share, seed=plan.seed
+        )  # fmt: skip
+    scores = _linked(held_out.raw, scale, shift, judged.exclusive)
+    limits, promised = _limits(scores, held_out, judged, fitted, scale, shift, plan)
+    return Learnt(
+        model, strength, losses, scale, shift, limits, fitted, held_out.raw, scores, judged, promised
     )
-    found: list[tuple[int, float, bool]] = []
-    positives = np.zeros(len(names), np.int64)
-    for i, weight, bias in held_out:
-        gold = {(span.label, span.start, span.end) for span in phrases[i].spans}
-        for name, _, _ in gold:
-            positives[names.index(name)] += 1
-        for span in TokenHead(open_spec, weight, bias).decode(_tokens(phrases[i]), _offsets(phrases[i])):
-            found.append((names.index(span.label), span.score, (span.label, span.start, span.end) in gold))
-    limits = []
-    for label in range(len(names)):
-        mine = [(score, hit) for owner, score, hit in found if owner == label]
-        scores = np.array([score for score, _ in mine], np.float32)
-        hits = np.array([hit for _, hit in mine], np.bool_)
-        limits.append(thresholds.best(scores, hits, int(positives[label]), beta) if len(mine) else 0.5)
-    return scale, tuple(limits)
 
 
-def _borrowed(borrowed: Borrowed | None, names: Sequence[str], width: int) -> _Rows:
-    if borrowed is None:
-        return np.zeros((0, width), np.float32), np.zeros(0, np.int64)
-    if strangers := set(borrowed.labels) - set(names):
+def linked(learnt: Learnt, raw: FloatArray) -> FloatArray:
+    """Calibrated scores [rows, labels] of raw scores [rows, labels]."""
+    return _linked(raw, learnt.scale, learnt.shift, learnt.answers.exclusive)
+
+
+def centroids_of(rows: FloatArray, answers: Answers) -> FloatArray:
+    """[labels, features], unit length: the mean direction of each label's rows."""
+    sums = answers.wanted.T.astype(np.float32) @ rows
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True).astype(np.float32)
+    centroids: FloatArray = sums / np.maximum(lengths, np.float32(1e-9))
+    return centroids
+
+
+def _losses(rows: FloatArray, answers: Answers, plan: Plan, folds: Sequence[tuple[Rows, Rows]], more: tuple[FloatArray, Answers] | None) -> tuple[dict[float, float], dict[float, list[Model]]]:  # fmt: skip
+    """Calibrated log-loss of held-out rows by strength, ascending until it rises, and the models of the folds that were
+    asked: all of them, or of large sets the first alone."""
+    strengths = sorted(plan.learner.strengths)
+    if len(strengths) == 1:
+        return {strengths[0]: 0.0}, {}
+    asked = folds if rows.size * len(answers.names) <= _ALL_FOLDS_CHOOSE else folds[:1]
+    mine = answers.take(np.concatenate([unseen for _, unseen in asked]))
+    paths = [_path(rows, answers, seen, plan, strengths, more, loosely=True) for seen, _ in asked]
+    losses: dict[float, float] = {}
+    tried: dict[float, list[Model]] = {}
+    for strength in strengths:
+        tried[strength] = [next(models) for models in paths]
+        raw = [model.raw(rows[unseen]) for model, (_, unseen) in zip(tried[strength], asked, strict=True)]
+        losses[strength] = _loss(np.concatenate(raw), mine)
+        if losses[strength] > min(losses.values()):
+            break
+    return losses, tried
+
+
+def _loss(raw: FloatArray, answers: Answers) -> float:
+    """Log-loss after calibration, which is what a weak regularisation's too large scores go through anyway."""
+    if answers.exclusive:
+        scale = calibration.fit_temperature(raw, answers.codes)
+        scores = calibration.softmax((scale * raw).astype(np.float32))
+        return float(log_loss(answers.codes, scores, labels=range(len(answers.names))))
+    scale_and_shift = _calibrated(raw, answers)
+    chances = np.clip(_linked(raw, *scale_and_shift, False), 1e-7, 1 - 1e-7)
+    return float(-np.where(answers.wanted, np.log(chances), np.log1p(-chances)).mean())
+
+
+def _path(rows: FloatArray, answers: Answers, seen: Rows, plan: Plan, strengths: Sequence[float], more: tuple[FloatArray, Answers] | None, *, loosely: bool) -> Iterator[Model]:  # fmt: skip
+    mine, wanted = rows[seen], answers.take(seen)
+    if plan.balanced:
+        wanted = wanted.balanced()
+    if more is not None and len(more[1]):
+        mine, wanted = np.concatenate([mine, more[0]]), wanted.joined(more[1])
+    return plan.learner.path(mine, wanted, strengths, loosely=loosely)
+
+
+def _held_out(rows: FloatArray, answers: Answers, strangers: FloatArray, folds: Sequence[tuple[Rows, Rows]], models: Sequence[Model]) -> HeldOut:  # fmt: skip
+    """Scores of every row, and of every stranger, by a model that did not see it."""
+    labels = len(answers.names)
+    raw, cosines = (np.zeros((len(rows), labels), np.float32) for _ in range(2))
+    strange, strange_cosines = (np.zeros((len(strangers), labels), np.float32) for _ in range(2))
+    for fold, ((seen, unseen), model) in enumerate(zip(folds, models, strict=True)):
+        centroids = centroids_of(rows[seen], answers.take(seen))
+        mine = np.arange(len(strangers)) % len(folds) == fold
+        raw[unseen], cosines[unseen] = model.raw(rows[unseen]), rows[unseen] @ centroids.T
+        if mine.any():
+            strange[mine], strange_cosines[mine] = model.raw(strangers[mine]), strangers[mine] @ centroids.T
+    return HeldOut(raw, strange, cosines, strange_cosines)
+
+
+def _with_dev(held_out: HeldOut, dev: Dev, model: Model, centroids: FloatArray) -> HeldOut:
+    return replace(
+        held_out,
+        raw=np.concatenate([held_out.raw, model.raw(dev.rows)]),
+        cosines=np.concatenate([held_out.cosines, dev.rows @ centroids.T]),
+    )
+
+
+def _calibrated(raw: FloatArray, answers: Answers) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Scale and shift of each label: one temperature, or Platt's pair a label where they do not exclude each other."""
+    count = len(answers.names)
+    if answers.exclusive:
+        return (calibration.fit_temperature(raw, answers.codes),) * count, (0.0,) * count
+    pairs = [calibration.fit_platt(raw[:, label], answers.wanted[:, label]) for label in range(count)]
+    return tuple(scale for scale, _ in pairs), tuple(shift for _, shift in pairs)
+
+
+def _linked(raw: FloatArray, scale: Sequence[float], shift: Sequence[float], exclusive: bool) -> FloatArray:
+    logits = raw * np.array(scale, np.float32) + np.array(shift, np.float32)
+    return calibration.softmax(logits) if exclusive else expit(logits).astype(np.float32)
+
+
+def _limits(scores: FloatArray, held_out: HeldOut, answers: Answers, outside: FittedOutside | None, scale: tuple[float, ...], shift: tuple[float, ...], plan: Plan) -> tuple[tuple[float, ...], NDArray[np.float64]]:  # fmt: skip
+    """Thresholds, and the recall to be expected of them."""
+    if not answers.exclusive:
+        limits = thresholds.fit_independent(scores, answers.wanted, beta=plan.beta)
+        return limits, thresholds.promised_independent(scores, answers.wanted, beta=plan.beta, seed=plan.seed)
+    strange = _linked(held_out.strange, scale, shift, exclusive=True)
+    everyone = np.concatenate([scores, strange])
+    belonging = np.concatenate([answers.codes, np.full(len(strange), -1, np.int64)])
+    open_ = None
+    if outside is not None:
+        stranger = np.concatenate([outside.inside_scores, outside.outside_scores])
+        open_ = stranger < outside.outside.threshold
+    limits = thresholds.fit_exclusive(everyone, belonging, beta=plan.beta, open_=open_)
+    promised = thresholds.promised_exclusive(everyone, belonging, beta=plan.beta, open_=open_, seed=plan.seed)
+    return limits, promised
+
+
+def _borrowed(borrowed: Borrowed | None, answers: Answers, width: int) -> tuple[FloatArray, Answers] | None:
+    if borrowed is None or not len(borrowed.labels):
+        return None
+    if strangers := set(borrowed.labels) - set(answers.names):
         raise ValueError(
-            f"borrowed rows: found labels {', '.join(sorted(strangers))}, expected some of {', '.join(names)}; map or drop them"
+            f"borrowed rows: found labels {', '.join(sorted(strangers))}, expected some of {', '.join(answers.names)}; "
+            "map or drop them"
         )
-    return borrowed.vectors, np.array([names.index(label) for label in borrowed.labels], np.int64)
+    wanted = np.array([[name == label for name in answers.names] for label in borrowed.labels])
+    return borrowed.vectors, Answers(answers.names, wanted, answers.exclusive)
 
 
-def _golden(scores: FloatArray, targets: NDArray[np.int64]) -> list[int]:
-    """Rows answered right with room to spare, spread over the labels."""
-    ordered = np.sort(scores, axis=1)
-    margin = ordered[:, -1] - (ordered[:, -2] if scores.shape[1] > 1 else 0)
-    safe = (scores.argmax(axis=1) == targets) & (margin >= _GOLDEN_MARGIN)
-    best_of_label = {
-        int(label): int(rows[margin[rows].argmax()])
-        for label in np.unique(targets)
-        for rows in (np.flatnonzero(safe & (targets == label)),)
-        if len(rows)
-    }
-    chosen = list(best_of_label.values())
-    return sorted(chosen[:: max(1, len(chosen) // GOLDEN)][:GOLDEN])
+def _golden(texts: Sequence[str], scores: FloatArray, answers: Answers, turns: Sequence[Sequence[GoldenTurn]] | None = None) -> tuple[Golden, ...]:  # fmt: skip
+    best = scores.argmax(axis=1)
+    return tuple(
+        Golden(text=texts[i], label=answers.names[best[i]], context=() if turns is None else tuple(turns[i]))
+        for i in golden.rows(scores, answers.wanted)
+    )
 
 
-def _golden_spans(head: TokenHead, phrases: Sequence[TaggedEncoding]) -> tuple[Golden, ...]:
-    golden: list[Golden] = []
-    for phrase in phrases[:: max(1, len(phrases) // (4 * GOLDEN))]:
-        spans = head.annotate(Heard.alone(phrase.text, phrase.encoding)).spans
-        right = [(s.label, s.start, s.end) for s in spans] == [
-            (s.label, s.start, s.end) for s in phrase.spans
-        ]
-        if spans and right and min(span.score for span in spans) >= 0.8:
-            golden.append(
-                Golden(
-                    text=phrase.text, spans=tuple(f"{s.label}={phrase.text[s.start : s.end]}" for s in spans)
-                )
-            )
-    return tuple(golden[:GOLDEN])
-
-
-def _targets(labels: Sequence[str], *, at_least: int = 2) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Label names and each row's number; raises ValueError where there is too little to learn a label from."""
-    counts = Counter(labels)
-    names = tuple(sorted(counts))
-    if len(names) < 2 <= at_least:
-        raise ValueError(
-            f"labels: found {len(names)} distinct, expected at least 2; add phrases of another label"
-        )
-    rarest = min(names, key=counts.__getitem__)
-    if counts[rarest] < at_least:
-        raise ValueError(
-            f"label {rarest!r}: found {counts[rarest]} phrase, expected at least {at_least}; add phrases or drop the label"
-        )
-    number = {name: i for i, name in enumerate(names)}
-    return names, np.array([number[label] for label in labels], np.int64)
-
-
-def _spec(
-    about: About, kind: Any, names: tuple[str, ...], fitted: _Linear, params: dict[str, Any] | None = None
-) -> Spec:
+def _spec(about: About, kind: Any, learnt: Learnt, answers: Answers, *, metrics: dict[str, float], params: dict[str, Any] | None = None) -> Spec:  # fmt: skip
     return Spec(
         name=about.name,
         kind=kind,
         task=about.task,
-        labels=names,
-        scale=(fitted.scale,) * len(names),
-        shift=(0.0,) * len(names),
-        thresholds=fitted.thresholds,
+        labels=answers.names,
+        exclusive=answers.exclusive,
+        scale=learnt.scale,
+        shift=learnt.shift,
+        thresholds=learnt.thresholds,
+        outside=None if learnt.outside is None else learnt.outside.outside,
         requires=Requires(vectorizer=about.fingerprint),
         params=params or {},
-        metrics=fitted.metrics,
+        metrics=metrics,
         made_by=about.made_by,
     )
-
-
-def _tokens(phrase: TaggedEncoding) -> FloatArray:
-    if phrase.encoding.tokens is None:
-        raise ValueError("token heads are fitted on Encodings with token vectors")
-    return phrase.encoding.tokens
-
-
-def _offsets(phrase: TaggedEncoding) -> NDArray[np.int32]:
-    if phrase.encoding.offsets is None:
-        raise ValueError("token heads are fitted on Encodings with token vectors")
-    return phrase.encoding.offsets
-
-
-# scikit-learn warns when lbfgs stops at max_iter; with frozen vectors the held-out loss has long stopped moving by then.
-warnings.filterwarnings("ignore", category=ConvergenceWarning, module="sklearn")

@@ -8,66 +8,75 @@ blocks of that one shape, and so the arithmetic behind a score never depends on 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from annotators.annotator import Annotation, Annotator, Heard, Status
 from annotators.head import HeadInvalid
-from annotators.sentence import SentenceHead, ranking
+from annotators.outside import logistic
+from annotators.sentence import TOP_LABELS, SentenceHead, disagreement, ranking
 from annotators.table import Head
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 16
-TOP_LABELS = 5
 _NEVER = np.float32(-1e30)  # finite, so that a hypothesis of no weight is 0 times it and not NaN
 
 
 @dataclass(frozen=True)
 class Stack:
-    """The linear sentence heads side by side. Unused rows of a block score _NEVER and so have probability 0."""
+    """The linear sentence heads side by side. Unused rows of a block score _NEVER and so have probability 0.
+
+    A segment is the blocks of one head's labels, or of its centroids where it goes by them.
+    """
 
     heads: tuple[SentenceHead, ...]
     weight: NDArray[np.float32]  # [blocks, BLOCK, dim]
     bias: NDArray[np.float32]  # [blocks * BLOCK]
     scale: NDArray[np.float32]  # [blocks * BLOCK]
     shift: NDArray[np.float32]  # [blocks * BLOCK]
-    starts: NDArray[np.int64]  # [heads] first row of each head
-    widths: NDArray[np.int64]  # [heads] rows of each head, padding included
+    starts: NDArray[np.int64]  # [segments] first row of each
+    widths: NDArray[np.int64]  # [segments] rows of each, padding included
     independent: NDArray[np.bool_]  # [blocks * BLOCK] rows of heads whose labels do not exclude each other
-    firsts: tuple[int, ...]  # starts, as plain numbers
+    rows: tuple[slice, ...]  # [heads] the rows of each head's labels
+    strangers: Strangers | None
 
     @classmethod
     def of(cls, heads: Sequence[SentenceHead]) -> Stack:
         """Lay the heads out in whole blocks."""
-        blocks = [-(-len(head.spec.labels) // BLOCK) for head in heads]
-        rows = sum(blocks) * BLOCK
-        dim = heads[0].dim if heads else 0
+        segments = [segment for head in heads for segment in _segments(head)]
+        widths = np.array([-(-len(segment.weight) // BLOCK) * BLOCK for segment in segments], np.int64)
+        starts = np.cumsum(widths) - widths
+        rows, dim = int(widths.sum()), heads[0].dim if heads else 0
         weight = np.zeros((rows, dim), np.float32)
         bias = np.full(rows, _NEVER, np.float32)
         scale = np.ones(rows, np.float32)
         shift = np.zeros(rows, np.float32)
-        widths = np.array(blocks, np.int64) * BLOCK
-        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(widths)])[: len(heads)]
         independent = np.zeros(rows, np.bool_)
-        for head, start in zip(heads, starts.tolist(), strict=True):
-            mine = slice(start, start + len(head.spec.labels))
-            independent[mine] = not head.spec.exclusive
-            weight[mine], bias[mine] = head.weight, head.bias
-            scale[mine], shift[mine] = head.spec.scale, head.spec.shift
+        for segment, start in zip(segments, starts.tolist(), strict=True):
+            mine = slice(start, start + len(segment.weight))
+            weight[mine], bias[mine] = segment.weight, segment.bias
+            scale[mine], shift[mine] = segment.scale, segment.shift
+            independent[mine] = segment.independent
+        own = [i for i, segment in enumerate(segments) if segment.labels]
         return cls(
             heads=tuple(heads),
-            weight=weight.reshape(sum(blocks), BLOCK, dim),
+            weight=weight.reshape(rows // BLOCK, BLOCK, dim),
             bias=bias,
             scale=scale,
             shift=shift,
             starts=starts,
             widths=widths,
             independent=independent,
-            firsts=tuple(starts.tolist()),
+            rows=tuple(
+                slice(starts[i], starts[i] + len(head.spec.labels))
+                for i, head in zip(own, heads, strict=True)
+            ),
+            strangers=Strangers.of(heads, own),
         )
 
     def raw(self, sentences: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -76,48 +85,126 @@ class Stack:
         raw: NDArray[np.float32] = product.reshape(-1, len(sentences)).T + self.bias
         return raw
 
-    def scores(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Calibrated scores [hypotheses, rows] of all heads at once: softmax, or logistic where labels do not exclude."""
+    def scores(self, raw: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Calibrated scores of all heads at once, softmax or logistic where labels do not exclude, [hypotheses, rows];
+        and the score of being outside of each head that has one, [hypotheses, strangers]."""
         logits = raw * self.scale + self.shift
-        logits -= np.repeat(np.maximum.reduceat(logits, self.starts, axis=1), self.widths, axis=1)
+        peaks = np.maximum.reduceat(logits, self.starts, axis=1)  # [hypotheses, segments]
+        logits -= np.repeat(peaks, self.widths, axis=1)
         powers = np.exp(logits)
-        result: NDArray[np.float32] = powers / np.repeat(
-            np.add.reduceat(powers, self.starts, axis=1), self.widths, axis=1
-        )
+        sums = np.add.reduceat(powers, self.starts, axis=1)
+        result: NDArray[np.float32] = powers / np.repeat(sums, self.widths, axis=1)
         if self.independent.any():
             margin = raw[:, self.independent] * self.scale[self.independent] + self.shift[self.independent]
-            with np.errstate(over="ignore"):  # far below zero the score is 0
-                result[:, self.independent] = 1 / (1 + np.exp(-margin))
-        return result
+            result[:, self.independent] = logistic(margin)
+        outside = np.zeros((len(raw), 0), np.float32)
+        if self.strangers is not None:
+            outside = self.strangers.scores(peaks, sums)
+        return result, outside
+
+
+class _Segment(NamedTuple):
+    weight: NDArray[np.float32]  # [rows, dim]
+    bias: NDArray[np.float32]
+    scale: Sequence[float]
+    shift: Sequence[float]
+    independent: bool
+    labels: bool  # or centroids
+
+
+def _segments(head: SentenceHead) -> list[_Segment]:
+    spec = head.spec
+    labels = _Segment(head.weight, head.bias, spec.scale, spec.shift, not spec.exclusive, labels=True)
+    if head.centroids is None:
+        return [labels]
+    count = len(head.centroids)
+    nothing = np.zeros(count, np.float32)
+    return [labels, _Segment(head.centroids, nothing, [1.0] * count, [0.0] * count, False, labels=False)]
+
+
+@dataclass(frozen=True)
+class Strangers:
+    """The heads of a stack that say how sure they are that a phrase is none of theirs; see annotators.outside."""
+
+    numbers: dict[int, int]  # which of the stack's heads -> which column here
+    labels: NDArray[np.int64]  # [strangers] segment of the labels
+    centroids: NDArray[np.int64]  # [strangers] segment of the centroids; any, where the head has none
+    coefficients: NDArray[np.float32]  # [3, strangers] of MEASURES
+    shift: NDArray[np.float32]  # [strangers]
+
+    @classmethod
+    def of(cls, heads: Sequence[SentenceHead], segments: Sequence[int]) -> Strangers | None:
+        """Of a stack's heads, whose labels are these segments; None where no head has such a score."""
+        mine = [i for i, head in enumerate(heads) if head.spec.outside is not None]
+        if not mine:
+            return None
+        known = [heads[i].spec.outside for i in mine]
+        return cls(
+            numbers={i: column for column, i in enumerate(mine)},
+            labels=np.array([segments[i] for i in mine], np.int64),
+            centroids=np.array([segments[i] + (heads[i].centroids is not None) for i in mine], np.int64),
+            coefficients=np.array(
+                [(o.max_logit, o.energy, o.centroid) for o in known if o is not None], np.float32
+            ).T,
+            shift=np.array([o.shift for o in known if o is not None], np.float32),
+        )
+
+    def scores(self, peaks: NDArray[np.float32], sums: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[hypotheses, strangers] of the segments' largest logits and of their summed exponentials over it."""
+        max_logit = peaks[:, self.labels]
+        energy = max_logit + np.log(sums[:, self.labels])
+        by_logit, by_energy, by_centroid = self.coefficients
+        known = by_logit * max_logit + by_energy * energy + by_centroid * peaks[:, self.centroids]
+        return logistic(self.shift - known)
+
+
+class Answers(NamedTuple):
+    """What a fleet says to one turn."""
+
+    live: tuple[Annotation, ...]
+    shadows: Callable[[], tuple[Annotation, ...]]  # computed when called, from any thread
 
 
 class Fleet:
-    """The heads of one engine. Thread-safe, immutable."""
+    """The heads of one engine, and their shadows: candidates for a live head of the same name, which answer beside it
+    and are heard by nobody but whoever compares the two. Thread-safe, immutable."""
 
-    def __init__(self, heads: Iterable[Head]) -> None:
-        self.heads: dict[str, Head] = {}
-        for head in heads:
-            if head.spec.name in self.heads:
+    def __init__(self, heads: Iterable[Head], shadows: Iterable[Head] = ()) -> None:
+        self.heads = _by_name(heads)
+        self.shadows = _by_name(shadows)
+        for name in self.shadows:
+            if name not in self.heads:
                 raise HeadInvalid(
-                    head.spec.name, found="two heads of this name", expected="one", remedy="rename one"
+                    name,
+                    found="a shadow without a live head of its name",
+                    expected="the head it is compared with",
+                    remedy="add that head, or remove the shadow",
                 )
-            self.heads[head.spec.name] = head
         self.names = tuple(self.heads)
-        self.stack = Stack.of([head for head in self.heads.values() if isinstance(head, SentenceHead)])
-        self.single: tuple[Annotator, ...] = tuple(
-            head for head in self.heads.values() if not isinstance(head, SentenceHead)
+        linear = [head for head in self.heads.values() if _is_linear(head)]
+        candidates = [head for head in self.shadows.values() if _is_linear(head)]
+        self.stack = Stack.of([*linear, *candidates])
+        # Which of the stack's heads a name is, among the live ones and among the shadows.
+        self._linear = {head.spec.name: i for i, head in enumerate(linear)}
+        self._candidates = {head.spec.name: i for i, head in enumerate(candidates, len(linear))}
+        self.token_heads = frozenset(
+            head.spec.name
+            for head in (*self.heads.values(), *self.shadows.values())
+            if head.spec.kind == "token"
         )
-        self.token_heads = frozenset(name for name, head in self.heads.items() if head.spec.kind == "token")
 
     def with_head(self, head: Head) -> Fleet:
         """The next fleet, with this head added or in the place of its namesake."""
-        return Fleet({**self.heads, head.spec.name: head}.values())
+        return Fleet({**self.heads, head.spec.name: head}.values(), self.shadows.values())
 
     def without(self, name: str) -> Fleet:
-        """The next fleet, without this head; raises KeyError."""
+        """The next fleet, without this head and its shadow; raises KeyError."""
         if name not in self.heads:
             raise KeyError(name)
-        return Fleet(head for head in self.heads.values() if head.spec.name != name)
+        return Fleet(
+            (head for head in self.heads.values() if head.spec.name != name),
+            (head for head in self.shadows.values() if head.spec.name != name),
+        )
 
     def needs_tokens(self, wanted: frozenset[str] | None) -> bool:
         """Whether any of the wanted heads (None = all) reads token vectors."""
@@ -125,76 +212,105 @@ class Fleet:
 
     def annotate(self, heard: Heard, *, wanted: frozenset[str] | None = None) -> tuple[Annotation, ...]:
         """Every wanted head's answer, in the fleet's order. A head that raises is reported as an error, alone."""
-        answers = {annotation.name: annotation for annotation in self._stacked(heard, wanted)}
-        for head in self.single:
-            if wanted is None or head.spec.name in wanted:
-                answers[head.spec.name] = _guarded(head, heard)
-        return tuple(answers[name] for name in self.names if name in answers)
+        return self.answer(heard, wanted=wanted).live
 
-    def _stacked(self, heard: Heard, wanted: frozenset[str] | None) -> list[Annotation]:
+    def answer(self, heard: Heard, *, wanted: frozenset[str] | None = None) -> Answers:
+        """What `annotate` returns, and what the shadows of those heads say: their rows are in the same product, and all
+        else they cost is left to whoever calls for it, after the reply is given."""
+        scored = self._score(heard, wanted)
+
+        def answers(
+            heads: Mapping[str, Head], columns: Mapping[str, int], level: int
+        ) -> tuple[Annotation, ...]:
+            return tuple(
+                _guarded(head, heard, scored, columns.get(name), level)
+                for name, head in heads.items()
+                if wanted is None or name in wanted
+            )
+
+        return Answers(
+            answers(self.heads, self._linear, logging.ERROR),
+            # A candidate that always fails must not fill the log of the service; its failures are counted.
+            lambda: answers(self.shadows, self._candidates, logging.DEBUG),
+        )
+
+    def _score(self, heard: Heard, wanted: frozenset[str] | None) -> _Scored | None:
         stack = self.stack
         if not stack.heads or (
             wanted is not None and all(head.spec.name not in wanted for head in stack.heads)
         ):
-            return []
+            return None
         sentences = np.array([encoding.sentence for encoding in heard.encodings])
         raw = stack.raw(sentences)  # [hypotheses, rows]
-        scores = stack.scores(raw)
+        scores, outside = stack.scores(raw)
         # Hypotheses are mixed by recogniser confidence; one alone is itself, to the last bit. Not by `@`, whose rounding
         # depends on how many rows there are.
         weights = None if len(sentences) == 1 else np.asarray(heard.weights, np.float32)
-        mixed = (scores[0] if weights is None else np.add.reduce(weights[:, None] * scores)).tolist()
-        mixed_raw = (raw[0] if weights is None else np.add.reduce(weights[:, None] * raw)).tolist()
-        answers = []
-        for head, start in zip(stack.heads, stack.firsts, strict=True):
-            spec = head.spec
-            if wanted is not None and spec.name not in wanted:
-                continue
-            mine = slice(start, start + len(spec.labels))
-            answers.append(
-                Annotation(
-                    spec.name,
-                    spec.kind,
-                    Status.OK,
-                    labels=ranking(spec, mixed[mine], mixed_raw[mine], top=TOP_LABELS),
-                    disagreement=0.0
-                    if weights is None
-                    else _disagreement(scores[:, mine], weights, exclusive=spec.exclusive),
-                    version=head.version,
-                )
+        mixed, mixed_raw, strangers = (_mixed(each, weights) for each in (scores, raw, outside))
+        return _Scored(stack, scores, weights, mixed, mixed_raw, strangers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """What the one product gave for a turn; a linear head's answer is read off its rows."""
+
+    stack: Stack
+    scores: NDArray[np.float32]  # [hypotheses, rows]
+    weights: NDArray[np.float32] | None  # [hypotheses]; None for one alone
+    mixed: list[float]  # [rows], as are
+    mixed_raw: list[float]
+    strangers: list[float]  # [strangers]
+
+    def annotation(self, number: int) -> Annotation:
+        """The answer of one of the stack's heads."""
+        stack = self.stack
+        head, mine = stack.heads[number], stack.rows[number]
+        spec = head.spec
+        columns = {} if stack.strangers is None else stack.strangers.numbers
+        stranger = self.strangers[columns[number]] if number in columns else None
+        return Annotation(
+            spec.name,
+            spec.kind,
+            Status.OK,
+            labels=ranking(spec, self.mixed[mine], self.mixed_raw[mine], top=TOP_LABELS, stranger=stranger),
+            out_of_scope=stranger,
+            disagreement=0.0
+            if self.weights is None
+            else disagreement(self.scores[:, mine], self.weights, exclusive=spec.exclusive),
+            version=head.version,
+        )
+
+
+def _by_name(heads: Iterable[Head]) -> dict[str, Head]:
+    named: dict[str, Head] = {}
+    for head in heads:
+        if head.spec.name in named:
+            raise HeadInvalid(
+                head.spec.name, found="two heads of this name", expected="one", remedy="rename one"
             )
-        return answers
+        named[head.spec.name] = head
+    return named
 
 
-def _disagreement(scores: NDArray[np.float32], weights: NDArray[np.float32], *, exclusive: bool) -> float:
-    """Jensen-Shannon divergence of the hypotheses' answers [hypotheses, labels] over its largest possible value, the
-    entropy of the weights (Lin 1991): 0 where every hypothesis says the same, 1 where each says something else.
-
-    Labels that do not exclude each other are yes-or-no answers each; the head disagrees as much as its worst label.
-    """
-    possible = float(_entropy(weights))
-    if possible < 1e-6:
-        return 0.0
-    answers = (
-        scores[:, None, :] if exclusive else np.stack([scores, 1 - scores], axis=-1)
-    )  # [.., questions, options]
-    mixed = np.tensordot(weights, answers, axes=1)  # [questions, options]
-    spread = _entropy(mixed) - weights @ _entropy(answers)
-    return min(1.0, max(0.0, float(spread.max()) / possible))
+def _is_linear(head: Head) -> TypeGuard[SentenceHead]:
+    return isinstance(head, SentenceHead) and head.hidden is None
 
 
-def _entropy(distributions: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Along the last axis, in nats."""
-    terms = distributions * np.log(np.where(distributions > 0, distributions, 1))
-    result: NDArray[np.float32] = -terms.sum(axis=-1)
-    return result
+def _mixed(each: NDArray[np.float32], weights: NDArray[np.float32] | None) -> list[float]:
+    """[...] of [hypotheses, ...]."""
+    mixed: list[float] = (each[0] if weights is None else np.add.reduce(weights[:, None] * each)).tolist()
+    return mixed
 
 
-def _guarded(head: Annotator, heard: Heard) -> Annotation:
+def _guarded(
+    head: Annotator, heard: Heard, scored: _Scored | None, column: int | None, level: int
+) -> Annotation:
     try:
+        if scored is not None and column is not None:
+            return scored.annotation(column)
         return head.annotate(heard)
     except Exception as error:  # one head's failure must not take the others' answers with it
-        logger.exception("head %s failed", head.spec.name)
+        logger.log(level, "head %s failed", head.spec.name, exc_info=True)
         return Annotation(
             head.spec.name,
             head.spec.kind,

@@ -15,11 +15,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from annotators.outside import Outside
+
 FORMAT: Literal[1] = 1
 SPEC_FILE = "head.json"
 WEIGHTS_FILE = "weights.safetensors"
 
-Kind = Literal["sentence", "context", "token", "anchors", "rules"]
+Kind = Literal["sentence", "context", "token", "anchors", "rules", "boosted"]
 
 
 class HeadInvalid(ValueError):
@@ -68,6 +70,7 @@ class Spec(_Strict):
     scale: tuple[float, ...]
     shift: tuple[float, ...]
     thresholds: tuple[float, ...]
+    outside: Outside | None = None
     requires: Requires
     params: dict[str, Any] = {}
     golden: tuple[Golden, ...] = ()
@@ -83,6 +86,10 @@ class Spec(_Strict):
                 raise ValueError(
                     f"{field} has {len(getattr(self, field))} values for {len(self.labels)} labels"
                 )
+        if self.outside is not None and not self.exclusive:
+            raise ValueError(
+                "outside is for labels that exclude each other; others reject by their thresholds"
+            )
         return self
 
 
@@ -91,16 +98,8 @@ Tensors = dict[str, NDArray[np.float32]]
 
 def read(folder: Path) -> tuple[Spec, Tensors, str]:
     """Read and check a head folder; returns the spec, its float32 tensors and the version (digest of both files)."""
-    raw = _bytes(folder / SPEC_FILE, folder.name)
-    try:
-        spec = Spec.model_validate_json(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or SPEC_FILE
-        raise HeadInvalid(
-            folder.name, found=f"{where}: {first['msg']}", expected=f"a head.json of format {FORMAT}"
-        ) from error
-    weights = _bytes(folder / WEIGHTS_FILE, folder.name)
+    spec, raw = read_spec(folder)
+    weights = read_bytes(folder / WEIGHTS_FILE, folder.name)
     try:
         stored = load_tensors(weights)
     except (SafetensorError, KeyError) as error:  # KeyError: a dtype numpy lacks, such as bfloat16
@@ -113,17 +112,41 @@ def read(folder: Path) -> tuple[Spec, Tensors, str]:
             raise HeadInvalid(
                 spec.name, found=f"NaN or infinite values in tensor {name!r}", expected="finite weights"
             )
-    version = hashlib.sha256(hashlib.sha256(raw).digest() + hashlib.sha256(weights).digest()).hexdigest()
-    return spec, tensors, version
+    return spec, tensors, version_of(raw, weights)
+
+
+def read_spec(folder: Path) -> tuple[Spec, bytes]:
+    """Read and check head.json alone; returns it with its bytes."""
+    raw = read_bytes(folder / SPEC_FILE, folder.name)
+    try:
+        return Spec.model_validate_json(raw), raw
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or SPEC_FILE
+        raise HeadInvalid(
+            folder.name, found=f"{where}: {first['msg']}", expected=f"a head.json of format {FORMAT}"
+        ) from error
+
+
+def version_of(*files: bytes) -> str:
+    """The version of a head: the digest of its files' digests."""
+    return hashlib.sha256(b"".join(hashlib.sha256(file).digest() for file in files)).hexdigest()
 
 
 def write(folder: Path, spec: Spec, tensors: Mapping[str, NDArray[Any]]) -> None:
     """Write a head folder; deterministic, so the same head has the same digest everywhere."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(spec.model_dump(mode="json"), ensure_ascii=False, sort_keys=True, indent=1)
-    (folder / SPEC_FILE).write_text(text + "\n", encoding="utf-8")
+    write_spec(folder, spec)
     ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     (folder / WEIGHTS_FILE).write_bytes(save_tensors(ordered))
+
+
+def write_spec(folder: Path, spec: Spec) -> None:
+    """Write head.json, without what is at its default of None."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(
+        spec.model_dump(mode="json", exclude_none=True), ensure_ascii=False, sort_keys=True, indent=1
+    )
+    (folder / SPEC_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def expect_shapes(spec: Spec, tensors: Tensors, expected: Mapping[str, tuple[int | None, ...]]) -> None:
@@ -141,12 +164,15 @@ def expect_shapes(spec: Spec, tensors: Tensors, expected: Mapping[str, tuple[int
             )
 
 
-def _bytes(path: Path, head: str) -> bytes:
+def read_bytes(path: Path, head: str) -> bytes:
+    """One of a head's files; raises HeadInvalid where it is not there."""
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
         raise HeadInvalid(
-            head, found=f"no {path.name}", expected=f"{SPEC_FILE} and {WEIGHTS_FILE} in {path.parent}"
+            head,
+            found=f"no {path.name}",
+            expected=f"{SPEC_FILE} and {WEIGHTS_FILE if path.name == SPEC_FILE else path.name} in {path.parent}",
         ) from error
 
 

@@ -1,7 +1,8 @@
 """Heads made of word lists and regular expressions, for what must never depend on a model.
 
 Rules live in head.json under params.rules: {"label", "phrases": [...]} answers when the whole phrase is one of the list;
-{"label", "pattern": "..."} marks every match as a span.
+{"label", "pattern": "..."} marks every match as a span. params.tests, {phrase: [label or label=text, ...]}, say what must
+come out; a head that fails one of its own does not load.
 """
 
 from __future__ import annotations
@@ -56,9 +57,24 @@ class RulesHead:
                         self.spec.name, found=f"{phrase!r} under two labels", expected="one label a phrase"
                     )
             if rule.pattern is not None:
-                patterns.append((rule.label, self._compile(rule.pattern)))
+                patterns.append((rule.label, compiled(self.spec.name, rule.pattern)))
         object.__setattr__(self, "phrases", phrases)
         object.__setattr__(self, "patterns", tuple(patterns))
+        self._test()
+
+    def _test(self) -> None:
+        tests = self.spec.params.get("tests", {})
+        if not isinstance(tests, dict):
+            raise HeadInvalid(
+                self.spec.name, found=f"params.tests = {tests!r}", expected="expectations by phrase"
+            )
+        for phrase, expected in tests.items():
+            labels, spans = self.matched(phrase)
+            found = [*labels, *(f"{span.label}={phrase[span.start : span.end]}" for span in spans)]
+            if found != list(expected):
+                raise HeadInvalid(
+                    self.spec.name, found=f"{phrase!r} answered with {found}", expected=str(list(expected)), remedy="mend the rule or its test"
+                )  # fmt: skip
 
     def _rules(self) -> tuple[Rule, ...]:
         try:
@@ -70,17 +86,6 @@ class RulesHead:
                 self.spec.name,
                 found=f"{where}: {first['msg']}",
                 expected="rules of a label with phrases or a pattern",
-                remedy="mend the rule",
-            ) from error
-
-    def _compile(self, pattern: str) -> re.Pattern[str]:
-        try:
-            return re.compile(pattern)
-        except re.error as error:
-            raise HeadInvalid(
-                self.spec.name,
-                found=f"pattern {pattern!r}: {error}",
-                expected="a regular expression",
                 remedy="mend the rule",
             ) from error
 
@@ -97,15 +102,30 @@ class RulesHead:
 
     def annotate(self, heard: Heard) -> Annotation:
         """Match the best hypothesis."""
-        phrase = heard.phrases[heard.best]
-        label = self.phrases.get(phrase.strip(_EDGES))
-        labels = () if label is None else (Label(label, 1.0, True, 1.0, 1.0),)
-        spans = tuple(
-            sorted(
-                (Span(name, match.start(), match.end(), 1.0) for name, pattern in self.patterns for match in pattern.finditer(phrase)),
-                key=lambda span: (span.start, span.end),
-            )
-        )  # fmt: skip
+        names, spans = self.matched(heard.phrases[heard.best])
+        labels = tuple(Label(name, 1.0, True, 1.0, 1.0) for name in names)
         return Annotation(
             self.spec.name, self.spec.kind, Status.OK, labels=labels, spans=spans, version=self.version
         )
+
+    def matched(self, phrase: str) -> tuple[tuple[str, ...], tuple[Span, ...]]:
+        """The label of the whole phrase, if a list has it, and every match of a pattern."""
+        label = self.phrases.get(phrase.strip(_EDGES))
+        spans = [
+            Span(name, match.start(), match.end(), 1.0)
+            for name, pattern in self.patterns
+            for match in pattern.finditer(phrase)
+        ]
+        return () if label is None else (label,), tuple(
+            sorted(spans, key=lambda span: (span.start, span.end))
+        )
+
+
+def compiled(head: str, pattern: str) -> re.Pattern[str]:
+    """A pattern of a head; raises HeadInvalid where it is none."""
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise HeadInvalid(
+            head, found=f"pattern {pattern!r}: {error}", expected="a regular expression", remedy="mend it"
+        ) from error

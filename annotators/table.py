@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from annotators.anchors import AnchorsHead
+from annotators.boosted import BoostedHead
 from annotators.context import ContextHead
 from annotators.head import SPEC_FILE, HeadInvalid
 from annotators.rules import RulesHead
 from annotators.sentence import SentenceHead
 from annotators.token import TokenHead
 
-Head = SentenceHead | ContextHead | TokenHead | AnchorsHead | RulesHead
+Head = SentenceHead | ContextHead | TokenHead | AnchorsHead | RulesHead | BoostedHead
 
 KINDS: Mapping[str, Callable[[Path], Head]] = {
     "sentence": SentenceHead.load,
@@ -21,6 +22,7 @@ KINDS: Mapping[str, Callable[[Path], Head]] = {
     "token": TokenHead.load,
     "anchors": AnchorsHead.load,
     "rules": RulesHead.load,
+    "boosted": BoostedHead.load,
 }
 
 

@@ -33,9 +33,9 @@ def at_least(name: str, value: float, bar: float) -> Bar:
     return Bar(name, round(value, 4), bar, value >= bar)
 
 
-def emit(name: str, figures: dict[str, float], bars: list[Bar], **about: str) -> None:
-    """Print the one JSON object, and keep it under benchmarks/results/ when asked to by --save."""
-    result = {
+def record(name: str, figures: dict[str, float], bars: list[Bar], **about: str) -> dict[str, object]:
+    """The one JSON object."""
+    return {
         "benchmark": name,
         "figures": {figure: round(value, 4) for figure, value in figures.items()},
         "bars": [asdict(bar) for bar in bars],
@@ -44,7 +44,11 @@ def emit(name: str, figures: dict[str, float], bars: list[Bar], **about: str) ->
         "service": service_version(),
         **about,
     }
-    line = json.dumps(result)
+
+
+def emit(name: str, figures: dict[str, float], bars: list[Bar], **about: str) -> None:
+    """Print the one JSON object, and keep it under benchmarks/results/ when asked to by --save."""
+    line = json.dumps(record(name, figures, bars, **about))
     if "--save" in sys.argv:
         folder = Path(__file__).parent / "results"
         folder.mkdir(exist_ok=True)

@@ -14,6 +14,9 @@ from rich.text import Text
 
 from nlu.commands import bundle as bundle_commands
 from nlu.commands import cache as cache_commands
+from nlu.commands import heads as heads_commands
+from nlu.commands import index as index_commands
+from nlu.commands import teach as teach_commands
 from nlu.commands import vectorizer as vectorizer_commands
 from nlu.commands.options import (
     BundleOption,
@@ -36,6 +39,9 @@ app = typer.Typer(
     help="One shared vectorizer, a fleet of light heads, over gRPC.",
 )
 app.add_typer(vectorizer_commands.app, name="vectorizer")
+heads_commands.app.add_typer(teach_commands.app)
+app.add_typer(heads_commands.app, name="heads")
+app.add_typer(index_commands.app, name="index")
 app.add_typer(cache_commands.app, name="cache")
 app.add_typer(bundle_commands.app, name="bundle")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from annotators.fleet import Fleet
+from index.adapter import Adapter
 from index.replies import Replies
 from nlu.cold import ColdTable
 from nlu.ranker import Ranker
@@ -22,6 +23,7 @@ class Engine:
     vectorizer: Vectorizer
     fleet: Fleet
     replies: Replies | None
+    adapter: Adapter | None  # moves a query before the search, and nothing else
     ranker: Ranker
     cold: ColdTable | None
     parts: dict[str, object]  # component digest -> loaded part, for the next load to reuse

@@ -15,6 +15,7 @@ from annotators import table
 from annotators.annotator import Heard, HeardTurn
 from annotators.fleet import Fleet
 from annotators.table import Head
+from index.adapter import Adapter
 from index.replies import Replies
 from nlu import canaries
 from nlu.cold import ColdTable
@@ -54,26 +55,29 @@ def load(bundle: Bundle, *, before: Engine | None = None) -> Engine:
             remedy="publish the bundle again; the manifest was not made from this folder",
         )  # fmt: skip
     _check_canaries(bundle, vectorizer)
-    heads = [loader.part(component, _head) for component in bundle.of_kind("head")]
-    for head in heads:
-        _check_head(head, vectorizer)
-    fleet = Fleet(heads)
+    heads, shadows = (
+        [_checked_head(loader, component, vectorizer) for component in bundle.of_kind(kind)]
+        for kind in ("head", "shadow")
+    )
+    fleet = Fleet(heads, shadows)
     engine = Engine(
         bundle=bundle,
         versions=Versions(bundle.digest, vectorizer.fingerprint, service_version()),
         vectorizer=vectorizer,
         fleet=fleet,
         replies=_checked_width(loader.one("index", Replies.load), vectorizer),
+        adapter=_checked_adapter(loader.one("adapter", Adapter.load), vectorizer),
         ranker=loader.one("ranker", Ranker.load) or Ranker(DEFAULT_WEIGHTS),
         cold=_checked_fingerprint(loader.one("cold", ColdTable), vectorizer),
         parts=loader.parts,
     )
-    for head in heads:
-        if before is None or before.fleet.heads.get(head.spec.name) is not head:
-            _check_golden(head, vectorizer)
     vectorizer.encode([normalize(text, uncased=vectorizer.spec.uncased).text for text in WARM_UP])
     logger.info(
-        "loaded bundle %s: %d heads, %d reply rows", bundle.digest[:12], len(heads), len(engine.replies or ())
+        "loaded bundle %s: %d heads, %d shadows, %d reply rows",
+        bundle.digest[:12],
+        len(heads),
+        len(shadows),
+        len(engine.replies or ()),
     )
     return engine
 
@@ -100,6 +104,9 @@ class _Loader:
         self.parts[component.digest] = loaded
         return loaded  # type: ignore[return-value]  # a digest is of one kind, and a kind is loaded by one function
 
+    def is_new(self, component: Component) -> bool:
+        return component.digest not in self._known
+
     def one(self, kind: str, make: Callable[[Path], Part]) -> Part | None:
         components = self._bundle.of_kind(kind)
         if len(components) > 1:
@@ -118,6 +125,22 @@ def _vectorizer(folder: Path) -> Vectorizer:
 
 def _head(folder: Path) -> Head:
     return table.load(folder)
+
+
+def _checked_head(loader: _Loader, component: Component, vectorizer: Vectorizer) -> Head:
+    """A live head or a shadow; golden phrases are asked of those that the engine before did not have."""
+    head = loader.part(component, _head)
+    if head.spec.name != component.name:
+        raise EngineRefused(
+            component.folder,
+            found=f"a head named {head.spec.name}",
+            expected=component.name,
+            remedy="call the folder after the head",
+        )
+    _check_head(head, vectorizer)
+    if loader.is_new(component):
+        _check_golden(head, vectorizer)
+    return head
 
 
 def _check_canaries(bundle: Bundle, vectorizer: Vectorizer) -> None:
@@ -186,6 +209,19 @@ def _checked_width(replies: Replies | None, vectorizer: Vectorizer) -> Replies |
             remedy="rebuild the index with this vectorizer",
         )
     return replies
+
+
+def _checked_adapter(adapter: Adapter | None, vectorizer: Vectorizer) -> Adapter | None:
+    if adapter is None:
+        return None
+    found = (adapter.spec.requires.vectorizer, adapter.spec.dim)
+    if found != (vectorizer.fingerprint, vectorizer.dim):
+        raise EngineRefused(
+            "adapter", found=f"one of vectorizer {found[0]}, dim {found[1]}",
+            expected=f"vectorizer {vectorizer.fingerprint}, dim {vectorizer.dim}",
+            remedy="make it again with `nlu index adapt` on this bundle",
+        )  # fmt: skip
+    return adapter
 
 
 def _checked_fingerprint(cold: ColdTable | None, vectorizer: Vectorizer) -> ColdTable | None:

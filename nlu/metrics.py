@@ -54,6 +54,18 @@ KNOWN = Counter("nlu_known_answers", "Answers given again, without any computati
 ANNOTATIONS = Counter(
     "nlu_annotations_not_ok", "Annotations that were not ok.", ["head", "status"], registry=REGISTRY
 )
+SHADOW_ANSWERS = Counter(
+    "nlu_shadow_answers",
+    "Answers of shadow heads by how they compare with the live ones.",
+    ["head", "verdict"],
+    registry=REGISTRY,
+)
+SHADOW_FLIPS = Counter(
+    "nlu_shadow_flips",
+    "Answers of shadow heads that differ, by the label only the live head accepts and the one only the candidate does.",
+    ["head", "live", "candidate"],
+    registry=REGISTRY,
+)
 IN_FLIGHT = Gauge("nlu_in_flight", "Calls being handled.", registry=REGISTRY)
 QUEUE = Gauge("nlu_queue", "Phrases waiting for the vectorizer.", registry=REGISTRY)
 PHRASES = Gauge(

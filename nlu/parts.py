@@ -8,7 +8,7 @@ from nlu import canaries
 from nlu.vectorizer import fingerprint
 from statics.bundle import Part
 
-KINDS = ("vectorizer", "head", "index", "cold", "ranker")
+KINDS = ("vectorizer", "head", "index", "cold", "ranker", "shadow", "adapter")
 
 
 def collect(folder: Path) -> list[Part]:

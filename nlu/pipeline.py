@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from annotators.annotator import Annotation, Encoding, Heard, HeardTurn, Status
 from index.replies import Hit
-from nlu import metrics
+from nlu import metrics, shadow
 from nlu.cache import EncodingCache
 from nlu.engine import Engine
 from nlu.errors import InvalidInput
@@ -27,13 +27,14 @@ class Pipeline:
     """An engine with its caches. A new bundle is a new Pipeline; a request keeps the one it began with.
 
     `answers` are whole replies, kept by question. They are safe to keep because they die with the engine that gave
-    them; what outlives an engine, in Redis or a cold table, are Encodings only.
+    them; what outlives an engine, in Redis or a cold table, are Encodings only. `sample` keeps flips of shadow heads.
     """
 
     engine: Engine
     cache: EncodingCache
     answers: Lru[bytes] | None
     default_persona: str
+    sample: shadow.Sample | None = None
 
     def moment(self, as_of: datetime | None) -> int:
         """A number for the stretch of time around `as_of` (None = now) in which the same replies are valid."""
@@ -54,7 +55,8 @@ class Pipeline:
         encoded = time.perf_counter_ns()
 
         heard = _heard(utterance, phrases, encodings)
-        annotations = engine.fleet.annotate(heard, wanted=utterance.annotators)
+        answered = engine.fleet.answer(heard, wanted=utterance.annotators)
+        annotations = answered.live
         annotated = time.perf_counter_ns()
 
         hits = await self._search(utterance, encodings[heard.best])
@@ -72,6 +74,11 @@ class Pipeline:
             rank=ranked - searched,
         )
         _count(timings, found, annotations)
+        if engine.fleet.shadows:
+            # The loop comes to it when this call has nothing more to do, that is when its reply has been handed to gRPC.
+            asyncio.get_running_loop().call_soon(
+                shadow.observe, engine.fleet, answered, phrases[heard.best].text, self.sample
+            )
         return Reply(
             phrase=phrases[heard.best].text,
             hypothesis=heard.best,
@@ -134,16 +141,17 @@ class Pipeline:
         return [next(computed) if hit is None else hit for hit in near]
 
     async def _search(self, utterance: Utterance, encoding: Encoding) -> list[Hit]:
-        replies, k = self.engine.replies, utterance.retrieval.top_k
+        replies, adapter, k = self.engine.replies, self.engine.adapter, utterance.retrieval.top_k
         if replies is None or not k:
             return []
+        vector = encoding.sentence if adapter is None else adapter.apply(encoding.sentence)
         persona = utterance.persona or (
             self.default_persona if self.default_persona in replies.personas else None
         )
 
         def search() -> list[Hit]:
             return replies.search(
-                encoding.sentence,
+                vector,
                 k * _HITS_PER_REPLY,
                 persona=persona,
                 surface=utterance.surface or None,

@@ -24,6 +24,7 @@ from nlu.pipeline import Pipeline
 from nlu.redis_tier import RedisTier
 from nlu.rpc import SERVER_OPTIONS, SERVICE, NluServicer
 from nlu.settings import Settings, shipped_bundle
+from nlu.shadow import Sample
 from statics.bundle import Bundle
 from statics.errors import NotFound, StaticsError
 from statics.locate import open_store
@@ -94,7 +95,16 @@ async def pipeline_of(engine: Engine, settings: Settings) -> AsyncIterator[Pipel
         max_batch=vectorizer.max_batch,
     )
     lru: Lru[Encoding] = Lru(settings.lru_bytes)
-    answers: Lru[bytes] | None = Lru(settings.answers_bytes) if settings.answers_bytes else None
+    shadowed = bool(engine.fleet.shadows)
+    # A shadow is to see repeated questions too, so beside one no answer is given again.
+    answers: Lru[bytes] | None = (
+        Lru(settings.answers_bytes) if settings.answers_bytes and not shadowed else None
+    )
+    sample = (
+        Sample(settings.shadow_sample, settings.shadow_sample_rows)
+        if settings.shadow_sample is not None and shadowed
+        else None
+    )
     secret = settings.cache_secret.get_secret_value().encode()
     url = settings.redis.get_secret_value()
     redis = RedisTier(url, secret=secret) if url else None
@@ -110,8 +120,10 @@ async def pipeline_of(engine: Engine, settings: Settings) -> AsyncIterator[Pipel
         batcher=batcher,
     )
     try:
-        yield Pipeline(engine, cache, answers, settings.persona)
+        yield Pipeline(engine, cache, answers, settings.persona, sample)
     finally:
+        if sample is not None:
+            await sample.close()
         await batcher.close()
         if redis is not None:
             await redis.close()

@@ -38,6 +38,8 @@ class Settings(BaseSettings):
     deadline_s: float = Field(1.0, gt=0)  # for callers that set none
     max_deadline_s: float = Field(5.0, gt=0)  # nobody waits longer, whatever they ask for
     drain_s: float = Field(10.0, ge=0)  # how long accepted calls may take once we are told to stop
+    shadow_sample: Path | None = None  # keeps flips of shadow heads here, phrases redacted
+    shadow_sample_rows: int = Field(1000, ge=1)  # the newest are kept
     persona: str = "calm"  # for callers that name none; ignored where the bundle does not have it
     log_level: str = "INFO"
 

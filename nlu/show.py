@@ -43,6 +43,10 @@ def _annotation_json(annotation: pb.Annotation) -> dict[str, Any]:
         ],
         "disagreement": _short(annotation.disagreement),
     }
+    if annotation.HasField("out_of_scope"):
+        shown["out_of_scope"] = _short(annotation.out_of_scope)
+    if annotation.restored:
+        shown["restored"] = annotation.restored
     return shown | ({"note": annotation.note} if annotation.note else {})
 
 
@@ -125,6 +129,7 @@ def description_page(description: pb.DescribeReply) -> RenderableType:
         labels = ", ".join(head.labels[:6]) + (f", ... ({len(head.labels)})" if len(head.labels) > 6 else "")
         heads.add_row(head.name, head.kind, head.task, labels, head.version[:12])
     versions = description.versions
+    shadows = [f"{part.name} {part.digest[:12]}" for part in description.components if part.kind == "shadow"]
     return Group(
         Text(f"bundle      {versions.bundle}  (channel {description.channel}, seq {description.seq})"),
         Text(
@@ -135,6 +140,7 @@ def description_page(description: pb.DescribeReply) -> RenderableType:
             f"replies     {description.replies} rows; personas {', '.join(description.personas)}; "
             f"surfaces {', '.join(description.surfaces)}"
         ),
+        *([Text(f"shadows     {', '.join(shadows)}")] if shadows else []),
         Text(),
         heads,
     )
@@ -149,6 +155,10 @@ def _answer(annotation: pb.Annotation, text: str) -> Text:
         line.append("   " if rank else "").append(f"{label.label} {label.score:.2f}", style=style)
     if annotation.spans:
         line.append("   " if annotation.labels else "").append(_marked(annotation, text))
+    if annotation.restored:
+        return Text(annotation.restored)
+    if annotation.HasField("out_of_scope") and annotation.out_of_scope >= 0.5:
+        line.append(f"   out of scope {annotation.out_of_scope:.2f}", style="yellow")
     if annotation.disagreement > 0.005:
         line.append(f"   hypotheses disagree {annotation.disagreement:.2f}", style="yellow")
     return line if line.plain else Text("nothing", style="dim")

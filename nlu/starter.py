@@ -5,13 +5,14 @@ Read `build` from top to bottom; each step makes one part, on vectors of the one
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -22,9 +23,13 @@ from numpy.typing import NDArray
 
 from annotators import fit, report
 from annotators.annotator import Annotation, Encoding, Heard, HeardTurn, Span
-from annotators.fit import About, Borrowed, TaggedEncoding
+from annotators.answers import Answers
+from annotators.fit import About, Borrowed
+from annotators.fit_anchors import make_anchors
+from annotators.fit_token import TaggedEncoding, by_token, fit_token
 from annotators.fleet import Fleet
 from annotators.head import Golden, GoldenTurn, Requires, Spec
+from annotators.restore import spoken
 from annotators.rules import RulesHead
 from annotators.sentence import SentenceHead
 from annotators.table import Head
@@ -94,6 +99,8 @@ _ENTITIES = {
 _NAMES = ("person", "place")  # authored slots that are entities too
 _MOOD_ROWS = 800  # of GoEmotions a label
 _TRAIN_ROWS, _TEST_ROWS = 6000, 2000  # of a public set, at most: the recipe is to take minutes
+
+_TURNS, _LONGEST = 4, 160  # of each dialog, so that many speak; code points
 
 _OURS = "starter content"
 _SURE, _WITNESSES = 0.8, 3  # score of a golden answer; golden phrases a label
@@ -241,13 +248,15 @@ def _authored_heads(
     # What no intent answers to: the thresholds of the intents are fitted against it.
     outsiders = vectors.sentences(_phrases(_training([*content.out_of_scope, *moods])))
     makers: list[Callable[[], Head]] = [
-        lambda: _sentence(about("intent", "intent"), content.intents, vectors, outsiders=outsiders),
+        lambda: _sentence(
+            about("intent", "intent"), content.intents, vectors, outsiders=outsiders, outside=True
+        ),
         lambda: _sentence(about("domain", "topic"), domains, vectors, outsiders=outsiders),
         lambda: _sentence(about("scope", "out-of-scope"), scope, vectors),
         lambda: _sentence(about("emotion", "emotion"), content.emotions, vectors),
         lambda: _borrowing(about("toxicity", "toxicity"), content.toxicity, lent.get("toxicity"), vectors),
         lambda: _context(about("followup", "intent in context"), content.contexts, vectors),
-        lambda: fit.fit_token(about("slots", "slots"), _tagged(_training(content.intents), vectors)),
+        lambda: fit_token(about("slots", "slots"), _tagged(_training(content.intents), vectors)).head,
         lambda: _anchors(
             about("about_me", "what is asked about the assistant"), topics, vectors, outsiders=outsiders
         ),
@@ -327,13 +336,14 @@ def _public_heads(
         _ENTITIES,
         vectors,
     )
+    punctuation, punctuation_rows = _punctuation(fingerprint, data / "self_dialogue", vectors)
     authored = _phrases(_training(content.intents))
     felt = _phrases(_training(content.emotions))
     more = [
         _witnessed(moods, felt, vectors),
-        *(_witnessed(head, authored, vectors) for head in (acts, services, entities)),
+        *(_witnessed(head, authored, vectors) for head in (acts, services, entities, punctuation)),
     ]
-    return more, [*mood_rows, *act_rows, *service_rows, *entity_rows]
+    return more, [*mood_rows, *act_rows, *service_rows, *entity_rows, *punctuation_rows]
 
 
 def _emotion_reddit(
@@ -346,7 +356,8 @@ def _emotion_reddit(
     vectors.learn(folder.name, [example.text for example in (*train, *test)], tokens=False)
     about = About("emotion_reddit", "emotion", fingerprint, made_by=folder.name)
     phrases = _phrases(train)
-    head = fit.fit_sentence(about, phrases, vectors.sentences(phrases), [row.label for row in train])
+    answers = Answers.one([row.label for row in train])
+    head = fit.fit_sentence(about, phrases, vectors.sentences(phrases), answers).head
     fleet = Fleet([*heads, head])
     dev, public = "starter dev", f"{folder.name}/test"
     rows = [
@@ -367,7 +378,8 @@ def _dialog_act(fingerprint: str, folder: Path, vectors: Vectors) -> tuple[Head,
     vectors.learn("dialog_act", [turn.text for turn in (*train, *test)], tokens=False)
     about = About("dialog_act", "dialog act", fingerprint, made_by="sgd")
     phrases = [turn.text for turn in train]
-    head = fit.fit_sentence(about, phrases, vectors.sentences(phrases), [turn.label for turn in train])
+    answers = Answers.one([turn.label for turn in train])
+    head = fit.fit_sentence(about, phrases, vectors.sentences(phrases), answers).head
     return head, [
         Row(about.name, about.made_by, "sgd/user_test", _measure(Fleet([head]), about.name, test, vectors))
     ]
@@ -382,13 +394,37 @@ def _span_head(
 ) -> tuple[Head, list[Row]]:
     """A token head on the spans whose labels have a counterpart, and its row on every test set."""
     vectors.learn(about.name, [row.phrase for part in (train, *tests.values()) for row in part])
-    head = fit.fit_token(about, [_tagged_row(row, label_of, vectors) for row in train])
+    head = fit_token(about, [_tagged_row(row, label_of, vectors) for row in train]).head
     fleet = Fleet([head])
     rows = []
     for tested_on, test in tests.items():
         tagged = [_tagged_row(row, label_of, vectors) for row in test]
         rows.append(Row(about.name, about.made_by, tested_on, _measure_spans(fleet, about.name, tagged)))
     return head, rows
+
+
+def _punctuation(fingerprint: str, folder: Path, vectors: Vectors) -> tuple[Head, list[Row]]:
+    """Marks and case, learnt from what people wrote and asked of the same words as a recogniser writes them."""
+    about = About("punctuation", "punctuation and case", fingerprint, made_by=folder.name)
+    train = _few(_spoken(folder / "train.jsonl.gz"), 2 * _TRAIN_ROWS)
+    test = _few(_spoken(folder / "test.jsonl.gz"), _TEST_ROWS)
+    vectors.learn(about.name, [row.phrase for row in (*train, *test)])
+    labels = {label: label for row in (*train, *test) for label, _, _ in row.spans}
+    head = fit_token(about, [_tagged_row(row, labels, vectors) for row in train], scheme="words", restores=True).head  # fmt: skip
+    tagged = [_tagged_row(row, labels, vectors) for row in test]
+    words = [replace(phrase, spans=by_token(phrase)) for phrase in tagged]
+    tested_on = f"{folder.name}/test"
+    return head, [Row(about.name, about.made_by, tested_on, _measure_spans(Fleet([head]), about.name, words))]
+
+
+def _spoken(path: Path) -> Iterator[public_data.Tagged]:
+    """Turns of dialogs as they would be said, with what was lost as labels of annotators.restore."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        for line in file:
+            for turn in json.loads(line)["turns"][:_TURNS]:
+                phrase, spans = spoken(turn["text"])
+                if phrase and len(phrase) <= _LONGEST and phrase == normalize(phrase).text:
+                    yield public_data.Tagged(phrase, spans)
 
 
 def _spans(data: Path, name: str, most: int = _TRAIN_ROWS) -> list[public_data.Tagged]:
@@ -455,12 +491,16 @@ def _sentence(
     vectors: Vectors,
     *,
     outsiders: NDArray[np.float32] | None = None,
+    outside: bool = False,
     borrowed: Borrowed | None = None,
 ) -> SentenceHead:
     train = _training(examples)
     rows = vectors.sentences(_phrases(train))
-    labels = [example.label for example in train]
-    return fit.fit_sentence(about, _phrases(train), rows, labels, outsiders=outsiders, borrowed=borrowed)
+    answers = Answers.one([example.label for example in train])
+    fitted = fit.fit_sentence(
+        about, _phrases(train), rows, answers, outsiders=outsiders, outside=outside, borrowed=borrowed
+    )
+    return fitted.head
 
 
 def _context(about: About, examples: Sequence[Example], vectors: Vectors) -> Head:
@@ -471,8 +511,8 @@ def _context(about: About, examples: Sequence[Example], vectors: Vectors) -> Hea
         [vectors[phrase] for phrase in _phrases(train)],
         [_heard_turns(example, vectors) for example in train],
         [[GoldenTurn(role=turn.role, text=turn.text) for turn in example.context] for example in train],
-        [example.label for example in train],
-    )
+        Answers.one([example.label for example in train]),
+    ).head
 
 
 def _anchors(
@@ -482,7 +522,8 @@ def _anchors(
     rows = vectors.sentences(_phrases(train))
     # As many strangers as anchors: how often a stranger comes is not for the calibration to guess.
     outsiders = outsiders[:: max(1, len(outsiders) // len(rows))]
-    return fit.make_anchors(about, _phrases(train), rows, [e.label for e in train], outsiders=outsiders)
+    answers = Answers.one([example.label for example in train], at_least=1)
+    return make_anchors(about, _phrases(train), rows, answers, outsiders=outsiders)
 
 
 def _quick_commands(about: About) -> Head:

@@ -12,6 +12,7 @@ from nlu import record
 from nlu.vectorizer import Vectorizer
 
 _ENCODED_AT_ONCE = 1024  # phrases between two saves
+_ASKED_AT_ONCE = 500  # phrases a query
 
 
 class VectorStore:
@@ -34,7 +35,7 @@ class VectorStore:
     def encode(self, phrases: Sequence[str], tokens: bool) -> list[Encoding]:
         """Encodings in order; phrases met before come from disk, the same bits as fresh ones."""
         distinct = tuple(dict.fromkeys(phrases))
-        known = {phrase: self._stored(phrase, tokens) for phrase in distinct}
+        known = self._stored(distinct, tokens)
         missing = [phrase for phrase, encoding in known.items() if encoding is None]
         for start in range(0, len(missing), _ENCODED_AT_ONCE):
             chunk = missing[start : start + _ENCODED_AT_ONCE]
@@ -53,14 +54,22 @@ class VectorStore:
         """Let go of the file."""
         self._base.close()
 
-    def _stored(self, phrase: str, tokens: bool) -> Encoding | None:
-        with self._understood():
-            found = self._base.execute("SELECT record FROM encodings WHERE key = ?", (self._key(phrase),))
-            row = found.fetchone()
-        if row is None:
-            return None
-        encoding = record.unpack(row[0], dim=self._vectorizer.dim, token_dim=self._vectorizer.token_dim)
-        return None if encoding is None or (tokens and encoding.tokens is None) else encoding
+    def _stored(self, phrases: Sequence[str], tokens: bool) -> dict[str, Encoding | None]:
+        """What is on disk of each phrase."""
+        dim, token_dim = self._vectorizer.dim, self._vectorizer.token_dim
+        known: dict[str, Encoding | None] = dict.fromkeys(phrases)
+        for start in range(0, len(phrases), _ASKED_AT_ONCE):
+            by_key = {self._key(phrase): phrase for phrase in phrases[start : start + _ASKED_AT_ONCE]}
+            marks = ", ".join("?" * len(by_key))
+            with self._understood():
+                found = self._base.execute(
+                    f"SELECT key, record FROM encodings WHERE key IN ({marks})", tuple(by_key)
+                ).fetchall()
+            for key, stored in found:
+                encoding = record.unpack(stored, dim=dim, token_dim=token_dim)
+                if encoding is not None and not (tokens and encoding.tokens is None):
+                    known[by_key[key]] = encoding
+        return known
 
     def _key(self, phrase: str) -> bytes:
         return record.key(self._vectorizer.fingerprint, phrase)

@@ -290,6 +290,8 @@ def _annotation(annotation: Annotation, text: str, said: Utterance) -> pb.Annota
             for span in annotation.spans
         ],
         disagreement=annotation.disagreement,
+        out_of_scope=annotation.out_of_scope,
+        restored=annotation.restored,
         version=annotation.version,
         note=annotation.note,
     )

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,10 +87,12 @@ def build(
     expires: datetime | None = None,
     requires_service: str,
     signing_key: Ed25519PrivateKey | None = None,
+    check: Callable[[Bundle], object] = lambda bundle: None,
 ) -> Bundle:
     """Copy the parts into a new bundle at `out`, in one step, in place of the bundle that may be there.
 
-    With `created` given, the same inputs give the same digest.
+    With `created` given, the same inputs give the same digest. `check` sees the finished bundle under another name; when
+    it raises, nothing is at `out` that was not there before.
     """
     _refuse_twins(parts)
     _refuse_foreign(out)
@@ -120,6 +122,7 @@ def build(
         if signing_key is not None:
             disk.write_file(staging / SIGNATURE, [signing.sign(raw, signing_key)])
         disk.sync_directory(staging)
+        check(Bundle(staging, manifest, manifest_digest(raw)))
         _reveal(staging, out)
     return Bundle(out, manifest, manifest_digest(raw))
 

@@ -21,7 +21,10 @@ from tokenizers.processors import TemplateProcessing
 
 from annotators import fit
 from annotators.annotator import HeardTurn, Span
-from annotators.fit import About, TaggedEncoding
+from annotators.answers import Answers
+from annotators.fit import About
+from annotators.fit_anchors import make_anchors
+from annotators.fit_token import TaggedEncoding, fit_token
 from annotators.head import GoldenTurn, Requires, Spec
 from annotators.rules import RulesHead
 from annotators.table import Head
@@ -197,14 +200,14 @@ def _heads(
             vectorizer.encode([said for _, said, _ in FOLLOW_UPS]),
             turns,
             [[GoldenTurn(role="assistant", text=before)] for before, _, _ in FOLLOW_UPS],
-            [label for _, _, label in FOLLOW_UPS],
-        ),
-        fit.fit_token(about("slots"), spans),
-        fit.make_anchors(
+            Answers.one([label for _, _, label in FOLLOW_UPS]),
+        ).head,
+        fit_token(about("slots"), spans).head,
+        make_anchors(
             about("topic"),
             ["hello", "play music"],
             _sentences(vectorizer, ["hello", "play music"]),
-            ["greeting", "music"],
+            Answers.one(["greeting", "music"], at_least=1),
         ),
         RulesHead(quick),
     ]
@@ -212,7 +215,8 @@ def _heads(
 
 def _sentence(about: About, examples: list[tuple[str, str]], vectorizer: Vectorizer) -> Head:
     texts = [text for text, _ in examples]
-    return fit.fit_sentence(about, texts, _sentences(vectorizer, texts), [label for _, label in examples])
+    answers = Answers.one([label for _, label in examples])
+    return fit.fit_sentence(about, texts, _sentences(vectorizer, texts), answers).head
 
 
 def _sentences(vectorizer: Vectorizer, texts: list[str]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:

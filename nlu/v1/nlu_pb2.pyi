@@ -133,7 +133,7 @@ class Span(_message.Message):
     def __init__(self, label: _Optional[str] = ..., text: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., score: _Optional[float] = ...) -> None: ...
 
 class Annotation(_message.Message):
-    __slots__ = ("name", "kind", "status", "labels", "spans", "disagreement", "version", "note")
+    __slots__ = ("name", "kind", "status", "labels", "spans", "disagreement", "version", "note", "out_of_scope", "restored")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +142,8 @@ class Annotation(_message.Message):
     DISAGREEMENT_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    OUT_OF_SCOPE_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     status: Status
@@ -150,7 +152,9 @@ class Annotation(_message.Message):
     disagreement: float
     version: str
     note: str
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., status: _Optional[_Union[Status, str]] = ..., labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., disagreement: _Optional[float] = ..., version: _Optional[str] = ..., note: _Optional[str] = ...) -> None: ...
+    out_of_scope: float
+    restored: str
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., status: _Optional[_Union[Status, str]] = ..., labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., disagreement: _Optional[float] = ..., version: _Optional[str] = ..., note: _Optional[str] = ..., out_of_scope: _Optional[float] = ..., restored: _Optional[str] = ...) -> None: ...
 
 class Candidate(_message.Message):
     __slots__ = ("id", "text", "score", "similarity", "features", "prompt")

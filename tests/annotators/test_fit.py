@@ -2,256 +2,461 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
+from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from annotators import calibration, fit, table, thresholds
-from annotators.annotator import Annotation, Encoding, Heard, HeardTurn, Span
-from annotators.fit import About, Borrowed, TaggedEncoding
-from annotators.fleet import Fleet
-from annotators.head import SPEC_FILE, WEIGHTS_FILE, GoldenTurn
+from annotators import calibration, fit, thresholds
+from annotators.annotator import Encoding, Heard, HeardTurn
+from annotators.answers import Answers
+from annotators.boosted import BoostedHead
+from annotators.fit import Borrowed, Dev, Fitted, Plan
+from annotators.golden import GOLDEN
+from annotators.head import GoldenTurn
+from annotators.learners import BoostedLearner, HiddenLearner, LinearLearner
+from annotators.sentence import SentenceHead
 from annotators.table import Head
-from tests.annotators.toys import FINGERPRINT, encoded, make_spec, random_units, tokenized
+from tests.annotators.clouds import (
+    ABOUT,
+    CENTRES,
+    DIM,
+    LABELS,
+    Said,
+    accepted,
+    answer,
+    best,
+    cloud,
+    files,
+    reloaded,
+    strangers,
+)
+from tests.annotators.toys import FINGERPRINT, encoded, heard, random_units
 
-ABOUT = About("toy", "test", FINGERPRINT, made_by="tests")
-LABELS = ("light", "music", "stop")
-DIM = 8
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """On vectors this small the solver would spend its time waking threads."""
-    with threadpool_limits(1):
-        yield
-
-
-def cloud(
-    noise: float, *, per_label: int = 12, seed: int = 0
-) -> tuple[list[str], NDArray[np.float32], list[str]]:
-    """Phrases, vectors around one centre a label, and labels; the order of rows is shuffled."""
-    rng = np.random.default_rng(seed)
-    labels = [label for label in LABELS for _ in range(per_label)]
-    rng.shuffle(labels)
-    centres = random_units(len(LABELS), DIM, seed=100)
-    vectors = centres[[LABELS.index(label) for label in labels]] + rng.normal(0, noise, (len(labels), DIM))
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return [f"phrase {i}" for i in range(len(labels))], vectors.astype(np.float32), labels
+USUAL = Plan()
+FOUR = Plan(LinearLearner((4.0,)))  # no choice of strength
+BENT = Plan(HiddenLearner(16, strengths=(1e3,)))
+GROWN = Plan(BoostedLearner(strengths=(10,)))
+SETS = [("light",), ("music",), ("light", "music"), ("stop",), ()]
 
 
-def answer(head: Head, vector: NDArray[np.float32], context: Sequence[HeardTurn] = ()) -> Annotation:
-    return Fleet([head]).annotate(Heard.alone("", encoded(vector), context))[0]
+def fitted(said: Said, plan: Plan = USUAL, **options: Any) -> Fitted[SentenceHead]:
+    return fit.fit_sentence(ABOUT, said.texts, said.vectors, said.answers, plan=plan, **options)
 
 
-def best(head: Head, vectors: NDArray[np.float32]) -> list[str]:
-    return [answer(head, vector).labels[0].label for vector in vectors]
+def head_of(said: Said, plan: Plan = USUAL, **options: Any) -> SentenceHead:
+    return fitted(said, plan, **options).head
 
 
-def accepted(head: Head, vectors: NDArray[np.float32]) -> list[bool]:
-    return [answer(head, vector).labels[0].accepted for vector in vectors]
+def several(said: Said, plan: Plan = USUAL, **options: Any) -> Fitted[SentenceHead]:
+    return fit.fit_sentence(ABOUT, said.texts, said.vectors, said.several, plan=plan, **options)
 
 
-def reloaded(head: Head, folder: Path) -> Head:
-    head.save(folder)
-    return table.load(folder)
+def grown(said: Said, plan: Plan = GROWN, **options: Any) -> Fitted[BoostedHead]:
+    return fit.fit_boosted(ABOUT, said.texts, said.vectors, said.answers, plan=plan, **options)
 
 
-def test_fit_sentence_learns_what_is_separable() -> None:
-    head = fit.fit_sentence(ABOUT, *cloud(0.15))
-    _, unseen, labels = cloud(0.15, seed=1)
-    assert best(head, unseen) == labels
-    assert all(accepted(head, unseen))
-    assert head.spec.metrics["folds_accuracy"] == 1.0
+def chances(head: SentenceHead, vectors: NDArray[np.float32]) -> Any:
+    """Before calibration."""
+    return softmax(head.raw(vectors), axis=1)
+
+
+# Heads on the sentence vector.
+
+
+@pytest.mark.parametrize(
+    ("make", "per_label"),
+    [
+        pytest.param(lambda said: head_of(said), 12, id="linear"),
+        pytest.param(lambda said: head_of(said, BENT), 200, id="hidden"),
+        pytest.param(lambda said: grown(said).head, 40, id="boosted"),
+    ],
+)
+def test_fit_learns_what_is_separable(make: Callable[[Said], Head], per_label: int) -> None:
+    head, unseen = make(cloud(0.15, per_label=per_label)), cloud(0.15, seed=1)
+    assert np.mean(np.array(best(head, unseen.vectors)) == unseen.firsts) >= 0.97
+    assert np.mean([bool(labels) for labels in accepted(head, unseen.vectors)]) >= 0.9
+    assert head.spec.metrics["folds_accuracy"] >= 0.97
 
 
 def test_fit_sentence_records_what_it_is() -> None:
-    texts, vectors, labels = cloud(0.15)
-    spec = fit.fit_sentence(ABOUT, texts, vectors, labels, regularisations=(4.0,)).spec
+    spec = head_of(cloud(0.15), FOUR).spec
     assert (spec.name, spec.kind, spec.task, spec.made_by) == ("toy", "sentence", "test", "tests")
     assert spec.requires.vectorizer == FINGERPRINT
-    assert (spec.labels, spec.exclusive) == (LABELS, True)
+    assert (spec.labels, spec.exclusive, spec.outside) == (LABELS, True, None)
     assert (spec.metrics["phrases"], spec.metrics["regularisation"]) == (36.0, 4.0)
 
 
-def test_fit_sentence_weights_are_scikit_learns() -> None:
-    texts, vectors, labels = cloud(0.4)
-    head = fit.fit_sentence(ABOUT, texts, vectors, labels, regularisations=(4.0,))
-    model = LogisticRegression(C=4.0, max_iter=100, tol=1e-4).fit(vectors, labels)
-    np.testing.assert_allclose(head.weight, model.coef_, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(head.bias, model.intercept_, rtol=1e-5, atol=1e-6)
+def test_fit_sentence_is_scikit_learns_regression() -> None:
+    said = cloud(0.4)
+    model = LogisticRegression(C=4.0).fit(said.vectors, said.firsts)
+    np.testing.assert_allclose(
+        chances(head_of(said, FOUR), said.vectors), model.predict_proba(said.vectors), atol=0.01
+    )
 
 
 def test_fit_sentence_of_two_labels_scores_as_scikit_learn_does() -> None:
-    """scikit-learn keeps one row of weights for two labels; the head has one for each."""
-    texts, vectors, labels = cloud(0.4)
-    two = ["stop" if label == "stop" else "go" for label in labels]
-    head = fit.fit_sentence(ABOUT, texts, vectors, two, regularisations=(4.0,))
-    model = LogisticRegression(C=4.0, max_iter=100, tol=1e-4).fit(vectors, two)
+    """scikit-learn keeps one row of weights for two labels, where the head has one for each, which are penalised apart."""
+    said = cloud(0.4)
+    two = ["stop" if label == "stop" else "go" for label in said.firsts]
+    head = fit.fit_sentence(ABOUT, said.texts, said.vectors, Answers.one(two), plan=FOUR).head
+    model = LogisticRegression(C=8.0).fit(said.vectors, two)
     assert head.spec.labels == tuple(model.classes_) == ("go", "stop")
-    found = calibration.softmax(vectors @ head.weight.T + head.bias)
-    np.testing.assert_allclose(found, model.predict_proba(vectors), rtol=1e-4)
+    np.testing.assert_allclose(chances(head, said.vectors), model.predict_proba(said.vectors), atol=0.01)
 
 
-@pytest.mark.parametrize("regularisations", [(1e-4, 4.0), (4.0, 1e-4)])
-def test_fit_sentence_keeps_the_regularisation_with_the_lowest_held_out_loss(
-    regularisations: tuple[float, float],
-) -> None:
-    head = fit.fit_sentence(ABOUT, *cloud(0.15), regularisations=regularisations)
-    assert head.spec.metrics["regularisation"] == 4.0
+@pytest.mark.parametrize("strengths", [(1e-4, 4.0), (4.0, 1e-4)])
+def test_fit_keeps_the_strength_with_the_lowest_held_out_loss(strengths: tuple[float, float]) -> None:
+    learnt = fitted(cloud(0.15), Plan(LinearLearner(strengths))).learnt
+    assert learnt.strength == 4.0 == learnt.metrics["regularisation"]
+    assert learnt.losses[4.0] < learnt.losses[1e-4]
 
 
-def test_fit_sentence_calibrates_on_phrases_the_model_did_not_see() -> None:
-    texts, vectors, labels = cloud(0.7)
-    head = fit.fit_sentence(ABOUT, texts, vectors, labels, regularisations=(4.0,), seed=3)
+def test_fit_asks_no_further_once_the_loss_rises() -> None:
+    learnt = fitted(cloud(0.7), Plan(LinearLearner((1e-4, 0.3, 1e6, 1e7, 1e8)))).learnt
+    assert 1e-4 in learnt.losses
+    assert 1e8 not in learnt.losses
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["every fold chooses", "the first fold chooses"])
+def test_fit_measures_on_phrases_the_model_did_not_see(monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
+    """Labels of pure chance, in so many dimensions that every one can be learnt by heart."""
+    if large:
+        monkeypatch.setattr(fit, "_ALL_FOLDS_CHOOSE", 0)
+    vectors, labels = random_units(60, 100), ["heads", "tails"] * 30
+    plan = Plan(LinearLearner((1e2, 1e3)))
+    learnt = fit.fit_sentence(ABOUT, labels, vectors, Answers.one(labels), plan=plan).learnt
+    by_heart = learnt.model.raw(vectors).argmax(axis=1) == learnt.answers.codes
+    assert by_heart.all()
+    assert learnt.metrics["folds_accuracy"] < 0.7
+    assert learnt.metrics["promised_recall"] < 0.8
+
+
+def test_fit_calibrates_on_phrases_the_model_did_not_see() -> None:
+    """The folds, dealt again and given to scikit-learn."""
+    said = cloud(0.7, per_label=30)
+    learnt = fitted(said, replace(FOUR, seed=3)).learnt
     raw = cross_val_predict(
-        LogisticRegression(C=4.0, max_iter=100, tol=1e-4), vectors, labels, method="decision_function",
+        LogisticRegression(C=4.0), said.vectors, said.firsts, method="decision_function",
         cv=StratifiedKFold(fit.FOLDS, shuffle=True, random_state=3),
     ).astype(np.float32)  # fmt: skip
-    targets = np.array([LABELS.index(label) for label in labels])
-    scale = calibration.fit_temperature(raw, targets)
-    scores = calibration.softmax(np.float32(scale) * raw)
-    assert head.spec.scale == pytest.approx((scale,) * 3, rel=1e-4)
-    assert head.spec.thresholds == pytest.approx(thresholds.fit_exclusive(scores, targets), rel=1e-3)
-    assert head.spec.metrics["folds_accuracy"] == pytest.approx((raw.argmax(axis=1) == targets).mean())
+    targets = said.answers.codes
+    assert learnt.scale == pytest.approx((calibration.fit_temperature(raw, targets),) * 3, rel=0.05)
+    np.testing.assert_allclose(
+        softmax(learnt.raw, axis=1), softmax(raw, axis=1), atol=0.05
+    )  # a bias common to all labels is free
+    assert learnt.metrics["folds_accuracy"] == pytest.approx((raw.argmax(axis=1) == targets).mean(), abs=0.03)
+    assert learnt.thresholds == thresholds.fit_exclusive(learnt.scores, targets)
 
 
-def strangers(seed: int = 2) -> NDArray[np.float32]:
-    """Vectors with nothing of any label's centre in them."""
-    basis = np.linalg.qr(random_units(len(LABELS), DIM, seed=100).T)[0]
-    vectors = random_units(60, DIM, seed=seed)
-    vectors -= vectors @ basis @ basis.T
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors
+def test_fit_promises_the_recall_of_held_out_thresholds() -> None:
+    learnt = fitted(cloud(0.7), replace(FOUR, seed=4, beta=1.0)).learnt
+    codes = learnt.answers.codes
+    expected = thresholds.promised_exclusive(learnt.scores, codes, beta=1.0, seed=4)
+    np.testing.assert_array_equal(learnt.promised, expected)
+    assert learnt.metrics["promised_recall"] == pytest.approx(expected @ np.bincount(codes) / len(codes))
 
 
-def test_fit_sentence_outsiders_raise_thresholds() -> None:
-    closed = fit.fit_sentence(ABOUT, *cloud(0.15), regularisations=(4.0,))
-    guarded = fit.fit_sentence(ABOUT, *cloud(0.15), outsiders=strangers(), regularisations=(4.0,))
+def test_fit_balanced_weighs_rare_labels_up() -> None:
+    """Against scikit-learn's own balance, and against no balance, the negative control."""
+    said = cloud(0.4, per_label=40)
+    kept = [i for i, label in enumerate(said.firsts) if label != "stop" or i % 8 == 0]
+    few = Said([said.texts[i] for i in kept], said.vectors[kept], [said.labels[i] for i in kept])
+    found, plain = (
+        chances(head_of(few, replace(FOUR, balanced=balanced)), few.vectors) for balanced in (True, False)
+    )
+    model = LogisticRegression(C=4.0, class_weight="balanced").fit(few.vectors, few.firsts)
+    np.testing.assert_allclose(found, model.predict_proba(few.vectors), atol=0.02)
+    assert found[:, LABELS.index("stop")].mean() > 1.3 * plain[:, LABELS.index("stop")].mean()
+
+
+# Strangers.
+
+
+def test_fit_outsiders_raise_thresholds() -> None:
+    closed, guarded = (head_of(cloud(0.15), FOUR, outsiders=given) for given in (None, strangers()))
     assert all(high > low for high, low in zip(guarded.spec.thresholds, closed.spec.thresholds, strict=True))
 
 
-def test_fit_sentence_outsiders_keep_other_strangers_out() -> None:
-    """The head that never met an outsider, the negative control, accepts nearly all of them."""
-    others, (_, known, _) = strangers(seed=3), cloud(0.15, seed=1)
-    closed = fit.fit_sentence(ABOUT, *cloud(0.15), regularisations=(4.0,))
-    guarded = fit.fit_sentence(ABOUT, *cloud(0.15), outsiders=strangers(), regularisations=(4.0,))
-    assert np.mean(accepted(closed, others)) > 0.8
-    assert np.mean(accepted(guarded, others)) < 0.2
-    assert np.mean(accepted(guarded, known)) > 0.9
+@pytest.mark.parametrize(
+    ("make", "per_label"),
+    [
+        pytest.param(head_of, 12, id="linear"),
+        pytest.param(lambda said, **options: head_of(said, replace(BENT, beta=1.0), **options), 60, id="hidden"),
+        pytest.param(lambda said, **options: grown(said, replace(GROWN, beta=1.0), **options).head, 40, id="boosted"),
+    ],
+)  # fmt: skip
+def test_fit_outsiders_keep_other_strangers_out(make: Callable[..., Head], per_label: int) -> None:
+    """The head that never met an outsider, the negative control, accepts most of them."""
+    said, others, known = cloud(0.15, per_label=per_label), strangers(seed=3), cloud(0.15, seed=1).vectors
+
+    def share(head: Head, vectors: NDArray[np.float32]) -> float:
+        return float(np.mean([bool(labels) for labels in accepted(head, vectors)]))
+
+    guarded = make(said, outsiders=strangers())
+    assert share(make(said), others) > 0.8
+    assert share(guarded, others) < 0.5
+    assert share(guarded, known) > 0.8
 
 
-def test_fit_sentence_outsiders_are_not_trained_on() -> None:
-    closed = fit.fit_sentence(ABOUT, *cloud(0.15), regularisations=(4.0,))
-    guarded = fit.fit_sentence(ABOUT, *cloud(0.15), outsiders=strangers(), regularisations=(4.0,))
+@pytest.mark.parametrize("outside", [False, True])
+def test_fit_outsiders_are_not_trained_on(outside: bool) -> None:
+    closed, guarded = (
+        head_of(cloud(0.15), FOUR),
+        head_of(cloud(0.15), FOUR, outsiders=strangers(), outside=outside),
+    )
     np.testing.assert_array_equal(guarded.weight, closed.weight)
     np.testing.assert_array_equal(guarded.bias, closed.bias)
 
 
-def test_fit_sentence_borrowed_rows_are_trained_on_in_every_fold() -> None:
-    texts, vectors, labels = cloud(0.15)
-    elsewhere = -vectors[[label == "stop" for label in labels]]
-    for label in ("music", "light"):
-        borrowed = Borrowed(elsewhere, [label] * len(elsewhere))
-        joint = fit.fit_sentence(ABOUT, texts, vectors, labels, borrowed=borrowed)
-        assert best(joint, elsewhere) == [label] * len(elsewhere)
-        assert best(joint, vectors) == labels
-        assert joint.spec.metrics["phrases"] == len(texts)
-        assert joint.spec.metrics["borrowed"] == len(elsewhere)
+@pytest.mark.parametrize(("plan", "per_label"), [(Plan(), 12), (BENT, 200)], ids=["linear", "hidden"])
+def test_fit_outside_is_a_score_of_its_own(tmp_path: Path, plan: Plan, per_label: int) -> None:
+    made = head_of(cloud(0.15, per_label=per_label), plan, outsiders=strangers(), outside=True)
+    head = reloaded(made, tmp_path)
+    assert isinstance(head, SentenceHead)
+    outside = head.spec.outside
+    assert outside is not None
+    assert (head.centroids is not None) == outside.needs_centroids
+    for vectors, is_outside in ((strangers(seed=3), True), (cloud(0.15, seed=1).vectors, False)):
+        scores = [answer(head, vector).out_of_scope for vector in vectors]
+        assert (
+            np.mean([score is not None and (score >= outside.threshold) == is_outside for score in scores])
+            > 0.9
+        )
 
 
-def test_fit_sentence_borrowed_rows_are_never_measured_on() -> None:
-    """Contradicting labels of borrowed rows cost accuracy on our own phrases, and that is what the folds report."""
-    texts, vectors, labels = cloud(0.15)
-    wrong = [LABELS[(LABELS.index(label) + 1) % len(LABELS)] for label in labels] * 3
-    alone = fit.fit_sentence(ABOUT, texts, vectors, labels)
-    joint = fit.fit_sentence(
-        ABOUT, texts, vectors, labels, borrowed=Borrowed(np.tile(vectors, (3, 1)), wrong)
+def test_fit_outside_by_centroids_carries_the_mean_direction_of_each_label() -> None:
+    """Some strangers are more of one label than any phrase is, and less of the others: no logit tells them apart."""
+    said = cloud(0.05, per_label=20)
+    beyond = CENTRES - (CENTRES[[1, 2, 0]] + CENTRES[[2, 0, 1]]) / 2
+    beyond = np.repeat(beyond / np.linalg.norm(beyond, axis=1, keepdims=True), 20, axis=0)
+    far = np.concatenate([beyond, strangers()]).astype(np.float32)
+    head = head_of(said, FOUR, outsiders=far, outside=True)
+    assert head.spec.outside is not None and head.spec.outside.needs_centroids
+    assert head.centroids is not None
+    for label, centroid in zip(LABELS, head.centroids, strict=True):
+        mean = said.vectors[[name == label for name in said.firsts]].mean(axis=0)
+        np.testing.assert_allclose(centroid, mean / np.linalg.norm(mean), atol=1e-6)
+
+
+def test_fit_outside_refused_phrases_do_not_hold_thresholds_up() -> None:
+    """Whoever is found out of scope is refused whatever the label's score, so the labels' thresholds need not do it too."""
+    alone, with_score = (
+        head_of(cloud(0.15), FOUR, outsiders=strangers(), outside=outside) for outside in (False, True)
     )
-    assert alone.spec.metrics["folds_accuracy"] == 1
+    assert sum(with_score.spec.thresholds) < sum(alone.spec.thresholds)
+
+
+def test_fit_outside_without_outsiders_there_is_no_such_score() -> None:
+    assert head_of(cloud(0.15), FOUR, outside=True).spec.outside is None
+
+
+def test_fit_outside_share_is_what_is_expected() -> None:
+    """The rarer strangers are expected to be, the less a phrase is taken for one."""
+    said = cloud(0.4)
+    rare, common = (
+        fitted(said, replace(FOUR, outside_share=share), outsiders=strangers(), outside=True).learnt.outside
+        for share in (0.01, 0.5)
+    )
+    assert rare is not None and common is not None
+    assert rare.inside_scores.mean() < common.inside_scores.mean()
+
+
+def test_fit_outside_of_labels_on_their_own_is_refused() -> None:
+    with pytest.raises(ValidationError, match="outside is for labels that exclude each other"):
+        several(cloud(0.15, labels=SETS), FOUR, outsiders=strangers(), outside=True)
+
+
+# Rows of another origin.
+
+
+def test_fit_borrowed_rows_are_trained_on_in_every_fold() -> None:
+    said = cloud(0.15)
+    elsewhere = -said.vectors[[label == "stop" for label in said.firsts]]
+    for label in ("music", "light"):
+        joint = head_of(said, borrowed=Borrowed(elsewhere, [label] * len(elsewhere)))
+        assert best(joint, elsewhere) == [label] * len(elsewhere)
+        assert best(joint, said.vectors) == said.firsts
+        assert (joint.spec.metrics["phrases"], joint.spec.metrics["borrowed"]) == (36, 12)
+
+
+def test_fit_borrowed_rows_are_never_measured_on() -> None:
+    """Contradicting labels of borrowed rows cost accuracy on our own phrases, and that is what the folds report."""
+    said = cloud(0.15)
+    wrong = [LABELS[(LABELS.index(label) + 1) % len(LABELS)] for label in said.firsts] * 3
+    joint = head_of(said, borrowed=Borrowed(np.tile(said.vectors, (3, 1)), wrong))
+    assert head_of(said).spec.metrics["folds_accuracy"] == 1
     assert joint.spec.metrics["folds_accuracy"] == 0
     assert joint.spec.golden == ()
 
 
-def test_fit_sentence_without_borrowed_rows_is_the_same_head(tmp_path: Path) -> None:
-    rows = cloud(0.4)
+def test_fit_without_borrowed_rows_is_the_same_head(tmp_path: Path) -> None:
     none = Borrowed(np.zeros((0, DIM), np.float32), [])
-    fit.fit_sentence(ABOUT, *rows).save(tmp_path / "alone")
-    fit.fit_sentence(ABOUT, *rows, borrowed=none).save(tmp_path / "none")
-    for name in (SPEC_FILE, WEIGHTS_FILE):
-        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "none" / name).read_bytes()
+    assert files(head_of(cloud(0.4), borrowed=none), tmp_path / "none") == files(
+        head_of(cloud(0.4)), tmp_path / "alone"
+    )
 
 
-def test_fit_sentence_borrowed_rows_of_no_label_of_ours_are_refused() -> None:
-    with pytest.raises(ValueError, match="found labels window, expected some of light, music, stop"):
-        fit.fit_sentence(ABOUT, *cloud(0.15), borrowed=Borrowed(random_units(1, DIM, seed=1), ["window"]))
+def test_fit_borrowed_rows_of_no_label_of_ours_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match="found labels window, expected some of light, music, stop; map or drop"
+    ):
+        head_of(cloud(0.15), borrowed=Borrowed(random_units(1, DIM, seed=1), ["window"]))
+
+
+def test_fit_dev_rows_are_judged_by_but_not_trained_on() -> None:
+    """Dev phrases that are noisier than the others lower what the scores claim."""
+    said, noisy = cloud(0.15), cloud(0.9, seed=1)
+    alone, judged = fitted(said, FOUR), fitted(said, FOUR, dev=Dev(noisy.vectors, noisy.answers))
+    np.testing.assert_array_equal(judged.head.weight, alone.head.weight)
+    np.testing.assert_array_equal(judged.learnt.raw[:36], alone.learnt.raw)
+    np.testing.assert_array_equal(judged.learnt.raw[36:], judged.head.raw(noisy.vectors))
+    assert judged.learnt.answers.codes.tolist() == [*said.answers.codes, *noisy.answers.codes]
+    assert judged.head.spec.scale[0] < alone.head.spec.scale[0]
+    assert judged.head.spec.metrics["phrases"] == 72
+
+
+def test_fit_dev_rows_count_for_being_outside_too() -> None:
+    said, dev = cloud(0.15), cloud(0.3, seed=1)
+    learnt = fitted(said, FOUR, outsiders=strangers(), outside=True, dev=Dev(dev.vectors, dev.answers)).learnt
+    assert learnt.outside is not None
+    assert (len(learnt.outside.inside_scores), len(learnt.outside.outside_scores)) == (72, 60)
+
+
+# Labels on their own.
+
+
+@pytest.mark.parametrize(("plan", "per_set"), [(Plan(), 12), (BENT, 150)], ids=["linear", "hidden"])
+def test_fit_labels_on_their_own_are_told_apart(tmp_path: Path, plan: Plan, per_set: int) -> None:
+    """Phrases of one label, of two, and of none; the answer is all of a phrase's labels."""
+    head = reloaded(several(cloud(0.1, per_label=per_set, labels=SETS), plan).head, tmp_path)
+    unseen = cloud(0.1, per_label=10, labels=SETS, seed=1)
+    assert (head.spec.exclusive, head.spec.labels) == (False, LABELS)
+    known = [i for i, labels in enumerate(unseen.labels) if labels]
+    found = accepted(head, unseen.vectors[known])
+    assert np.mean([labels == unseen.labels[i] for i, labels in zip(known, found, strict=True)]) > 0.85
+    assert ("light", "music") in found
+
+
+def test_fit_labels_on_their_own_are_scikit_learns_one_by_one() -> None:
+    said = cloud(0.3, labels=SETS)
+    head = several(said, FOUR).head
+    for i, label in enumerate(LABELS):
+        model = LogisticRegression(C=4.0).fit(said.vectors, [label in labels for labels in said.labels])
+        np.testing.assert_allclose(
+            expit(head.raw(said.vectors)[:, i]), model.predict_proba(said.vectors)[:, 1], atol=0.02
+        )
+
+
+def test_fit_labels_on_their_own_are_calibrated_one_by_one() -> None:
+    learnt = several(cloud(0.4, labels=SETS), FOUR).learnt
+    for i in range(len(LABELS)):
+        expected = calibration.fit_platt(learnt.raw[:, i], learnt.answers.wanted[:, i])
+        assert (learnt.scale[i], learnt.shift[i]) == pytest.approx(expected)
+    assert learnt.thresholds == thresholds.fit_independent(learnt.scores, learnt.answers.wanted)
+    np.testing.assert_array_equal(
+        learnt.promised, thresholds.promised_independent(learnt.scores, learnt.answers.wanted)
+    )
+
+
+def test_fit_labels_on_their_own_keep_the_strength_with_the_lowest_held_out_loss() -> None:
+    learnt = several(cloud(0.15, labels=SETS), Plan(LinearLearner((1e-4, 4.0)))).learnt
+    assert learnt.strength == 4.0
+
+
+def test_fit_a_single_label_on_its_own_is_a_head() -> None:
+    said = cloud(0.15, labels=[("light",), ()])
+    head = several(said, FOUR).head
+    assert head.spec.labels == ("light",)
+    assert accepted(head, CENTRES) == [("light",), (), ()]
+
+
+# Golden phrases.
 
 
 @pytest.mark.parametrize("noise", [0.15, 0.7], ids=["separable", "noisy"])
-def test_fit_sentence_golden_phrases_are_answered_by_the_stored_head(tmp_path: Path, noise: float) -> None:
-    texts, vectors, labels = cloud(noise)
-    head = reloaded(fit.fit_sentence(ABOUT, texts, vectors, labels), tmp_path)
-    golden = {texts.index(golden.text): golden.label for golden in head.spec.golden}
-    assert best(head, vectors[list(golden)]) == list(golden.values())
-    assert [labels[i] for i in golden] == list(golden.values())
+@pytest.mark.parametrize("make", [head_of, lambda said: grown(said).head], ids=["linear", "boosted"])
+def test_fit_golden_phrases_are_answered_by_the_stored_head(
+    tmp_path: Path, make: Callable[[Said], Head], noise: float
+) -> None:
+    said = cloud(noise)
+    head = reloaded(make(said), tmp_path)
+    golden = {said.texts.index(golden.text): golden.label for golden in head.spec.golden}
+    assert best(head, said.vectors[list(golden)]) == list(golden.values())
+    assert [said.firsts[i] for i in golden] == list(golden.values())
     assert sorted(golden.values()) == list(LABELS)  # one each
 
 
-def test_fit_sentence_phrases_answered_by_chance_are_not_golden() -> None:
-    texts, vectors, labels = cloud(0.15)
-    nothing_to_learn = np.ones_like(vectors)
-    assert fit.fit_sentence(ABOUT, texts, nothing_to_learn, labels).spec.golden == ()
+def test_fit_golden_phrases_of_several_labels_are_answered_with_one_of_them(tmp_path: Path) -> None:
+    said = cloud(0.2, labels=SETS)
+    head = reloaded(several(said).head, tmp_path)
+    assert len(head.spec.golden) == 3
+    for golden in head.spec.golden:
+        i = said.texts.index(golden.text)
+        assert best(head, said.vectors[[i]]) == [golden.label]
+        assert golden.label in said.labels[i]
 
 
-def test_fit_sentence_of_many_labels_keeps_golden_phrases_for_some() -> None:
+def test_fit_phrases_answered_by_chance_are_not_golden() -> None:
+    said = cloud(0.15)
+    nothing_to_learn = Said(said.texts, np.ones_like(said.vectors), said.labels)
+    assert head_of(nothing_to_learn).spec.golden == ()
+
+
+def test_fit_of_many_labels_keeps_golden_phrases_for_some() -> None:
     labels = [f"label {i:02}" for i in range(40) for _ in range(4)]
     vectors = np.repeat(np.eye(40, dtype=np.float32), 4, axis=0)
-    head = fit.fit_sentence(ABOUT, labels, vectors, labels, regularisations=(64.0,))
-    assert len({golden.label for golden in head.spec.golden}) == len(head.spec.golden) == fit.GOLDEN
+    plan = Plan(LinearLearner((64.0,)))
+    head = fit.fit_sentence(ABOUT, labels, vectors, Answers.one(labels), plan=plan).head
+    assert len({golden.label for golden in head.spec.golden}) == len(head.spec.golden) == GOLDEN
 
 
-def fit_noisy_sentence(seed: int) -> Head:
-    return fit.fit_sentence(ABOUT, *cloud(0.7), outsiders=strangers(), regularisations=(4.0,), seed=seed)
+# Boosted trees.
 
 
-def fit_noisy_context(seed: int) -> Head:
-    texts, vectors, labels = cloud(0.7, per_label=5)
-    before = [[HeardTurn("user", encoded(vector))] for vector in vectors[::-1]]
-    golden = [[GoldenTurn(role="user", text=text)] for text in texts[::-1]]
-    return fit.fit_context(
-        ABOUT, texts, [encoded(vector) for vector in vectors], before, golden, labels, turns=1, seed=seed
-    )
+def test_fit_boosted_is_lightgbm_under_the_calibration(tmp_path: Path) -> None:
+    said = cloud(0.4, per_label=30)
+    made = grown(said)
+    head = reloaded(made.head, tmp_path)
+    assert isinstance(head, BoostedHead)
+    assert (head.spec.kind, head.spec.metrics["regularisation"]) == ("boosted", 10)
+    np.testing.assert_allclose(head.raw(said.vectors), made.learnt.model.raw(said.vectors), atol=1e-4)
+    found = {label.label: label.score for label in head.annotate(heard(said.vectors[0])).labels}
+    expected = fit.linked(made.learnt, head.raw(said.vectors[:1]))[0].tolist()
+    assert found == pytest.approx(dict(zip(LABELS, expected, strict=True)), abs=1e-6)
 
 
-def fit_noisy_token(seed: int) -> Head:
-    return fit.fit_token(ABOUT, tagged_phrases(noise=1.0)[::2], seed=seed)
+def test_fit_boosted_grows_trees_unless_told() -> None:
+    said = cloud(0.15)
+    learnt = fit.fit_boosted(ABOUT, said.texts, said.vectors, said.answers).learnt
+    assert learnt.strength in BoostedLearner().strengths
 
 
-@pytest.mark.parametrize("train", [fit_noisy_sentence, fit_noisy_context, fit_noisy_token])
-def test_fit_same_seed_gives_same_bytes(tmp_path: Path, train: Callable[[int], Head]) -> None:
-    """Another seed, the negative control, deals other folds."""
-    for name, seed in (("one", 5), ("again", 5), ("other", 6)):
-        train(seed).save(tmp_path / name)
-    one, again, other = (
-        [(tmp_path / name / file).read_bytes() for file in (SPEC_FILE, WEIGHTS_FILE)]
-        for name in ("one", "again", "other")
-    )
-    assert again == one
-    assert other != one
+def test_fit_boosted_of_labels_on_their_own_is_refused() -> None:
+    said = cloud(0.15, labels=SETS)
+    with pytest.raises(
+        ValueError, match="found several a phrase, expected one for boosted trees; train kind sentence"
+    ):
+        fit.fit_boosted(ABOUT, said.texts, said.vectors, said.several)
 
+
+# Heads in context.
 
 LIGHT, MUSIC = np.eye(2, DIM, dtype=np.float32)
+YES = np.full(DIM, DIM**-0.5, np.float32)
+Questions = tuple[list[str], list[Encoding], list[list[HeardTurn]], list[list[GoldenTurn]], Answers]
 
 
-def questions() -> tuple[list[str], list[Encoding], list[list[HeardTurn]], list[list[GoldenTurn]], list[str]]:
-    """The same "yes" after questions about the light and about music, with the assistant's turn before in other words each time."""
+def questions() -> Questions:
+    """The same "yes" after questions about the light and about music, the question in other words each time."""
     rng = np.random.default_rng(4)
     labels = ["light", "music"] * 9
     asked = [
@@ -260,224 +465,115 @@ def questions() -> tuple[list[str], list[Encoding], list[list[HeardTurn]], list[
     ]
     return (
         [f"yes {i}" for i in range(18)],
-        [encoded(np.full(DIM, DIM**-0.5))] * 18,
+        [encoded(YES)] * 18,
         [[HeardTurn("assistant", encoded(vector))] for vector in asked],
         [[GoldenTurn(role="assistant", text=f"shall i {i}")] for i in range(18)],
-        labels,
+        Answers.one(labels),
     )
 
 
 @pytest.mark.parametrize(("asked", "meant"), [(LIGHT, "light"), (MUSIC, "music")], ids=["light", "music"])
 def test_fit_context_learns_that_yes_depends_on_the_question(asked: NDArray[np.float32], meant: str) -> None:
-    head = fit.fit_context(ABOUT, *questions())
-    first = answer(
-        head, np.full(DIM, DIM**-0.5, np.float32), [HeardTurn("assistant", encoded(asked))]
-    ).labels[0]
+    head = fit.fit_context(ABOUT, *questions()).head
+    first = answer(head, YES, [HeardTurn("assistant", encoded(asked))]).labels[0]
     assert (first.label, first.accepted) == (meant, True)
 
 
 def test_fit_context_golden_phrases_are_answered_by_the_stored_head(tmp_path: Path) -> None:
-    texts, encodings, contexts, golden_turns, labels = questions()
-    fitted = fit.fit_context(ABOUT, texts, encodings, contexts, golden_turns, labels, turns=3)
-    head = reloaded(fitted, tmp_path)
+    texts, encodings, contexts, golden_turns, answers = questions()
+    head = reloaded(fit.fit_context(ABOUT, *questions(), turns=3).head, tmp_path)
     assert head.spec.params == {"turns": 3}
     assert sorted(golden.label for golden in head.spec.golden) == ["light", "music"]
     for golden in head.spec.golden:
         i = texts.index(golden.text)
         assert golden.context == tuple(golden_turns[i])
-        assert answer(head, encodings[i].sentence, contexts[i]).labels[0].label == golden.label == labels[i]
+        wanted = answers.names[answers.codes[i]]
+        assert answer(head, encodings[i].sentence, contexts[i]).labels[0].label == golden.label == wanted
 
 
-WHO, TIME = ("anna", "boris", "clara", "david"), ("six", "noon", "seven", "midnight")
-WORDS = ("call", "wake", "me", "at", "please", "and", *WHO, *TIME)
+def test_fit_context_scores_as_it_answers() -> None:
+    """Several labels a phrase or one, with a turn before or none: what was calibrated is what is served."""
+    texts, encodings, contexts, golden_turns, answers = questions()
+    contexts = [[] if i % 3 == 0 else context for i, context in enumerate(contexts)]
+    for exclusive in (True, False):
+        given = replace(answers, exclusive=exclusive)
+        made = fit.fit_context(ABOUT, texts, encodings, contexts, golden_turns, given)
+        scores = fit.linked(made.learnt, made.learnt.model.raw(fit.context_rows(encodings, contexts, 2)))
+        for i in range(6):
+            found = {label.label: label.score for label in answer(made.head, YES, contexts[i]).labels}
+            assert found == pytest.approx(dict(zip(answers.names, scores[i].tolist(), strict=True)), abs=1e-5)
 
 
-def tagged(text: str, *, noise: float = 0.0) -> TaggedEncoding:
-    """A phrase whose token vectors stand for its words, tagged by what the words are."""
-    groups = np.concatenate([random_units(6, 6, seed=8), np.repeat(random_units(2, 6, seed=9), 4, axis=0)])
-    rng = np.random.default_rng(len(text))
-    offsets: list[tuple[int, int]] = []
-    spans: list[Span] = []
-    for word in text.split():
-        start = offsets[-1][1] + 1 if offsets else 0
-        offsets.append((start, start + len(word)))
-        if word in WHO or word in TIME:
-            spans.append(Span("who" if word in WHO else "time", *offsets[-1], 1.0))
-    tokens = groups[[WORDS.index(word) for word in text.split()]]
-    return TaggedEncoding(text, tokenized(tokens + rng.normal(0, noise, tokens.shape), offsets), tuple(spans))
+@pytest.mark.parametrize(("without", "alone"), [(0, False), (6, True)])
+def test_fit_context_answers_without_a_turn_where_it_has_learnt_to(without: int, alone: bool) -> None:
+    texts, encodings, contexts, golden_turns, answers = questions()
+    contexts = [[] if i < without else context for i, context in enumerate(contexts)]
+    head = fit.fit_context(ABOUT, texts, encodings, contexts, golden_turns, answers).head
+    assert bool(head.spec.params.get("alone")) is alone
+    assert bool(head.annotate(Heard.alone("yes", encoded(YES))).labels) is alone
 
 
-def tagged_phrases(noise: float = 0.0) -> list[TaggedEncoding]:
-    pairs = list(zip(WHO[:3], TIME[:3], strict=True))
-    texts = [f"call {who} at {time}" for who, time in itertools.product(WHO[:3], TIME[:3])]
-    texts += (
-        [f"wake me at {time} please" for _, time in pairs]
-        + [f"call {who}" for who, _ in pairs]
-        + ["wake me please"]
-    )
-    return [tagged(text, noise=noise) for text in texts]
+# What goes through all of them.
 
 
-@pytest.mark.parametrize(
-    "text", ["call david at midnight please", "please call david and anna", "at midnight", "please wake me"]
-)
-def test_fit_token_finds_words_it_has_not_seen_among_words_like_them(text: str) -> None:
-    said = tagged(text)
-    found = (
-        Fleet([fit.fit_token(ABOUT, tagged_phrases())]).annotate(Heard.alone(text, said.encoding))[0].spans
-    )
-    assert [span[:3] for span in found] == [span[:3] for span in said.spans]
+def noisy_sentence(seed: int) -> Head:
+    return head_of(cloud(0.7), replace(FOUR, seed=seed), outsiders=strangers())
 
 
-def test_fit_token_golden_phrases_are_answered_by_the_stored_head(tmp_path: Path) -> None:
-    head = reloaded(fit.fit_token(ABOUT, tagged_phrases()), tmp_path)
-    assert len(head.spec.golden) > 3
-    for golden in head.spec.golden:
-        said = tagged(golden.text)
-        spans = Fleet([head]).annotate(Heard.alone(golden.text, said.encoding))[0].spans
-        assert tuple(f"{s.label}={golden.text[s.start : s.end]}" for s in spans) == golden.spans
-        assert len(spans) == len(said.spans) > 0
+def noisy_outside(seed: int) -> Head:
+    return head_of(cloud(0.7), replace(FOUR, seed=seed), outsiders=strangers(), outside=True)
 
 
-def test_fit_token_never_answers_a_tag_it_never_saw() -> None:
-    """Every span of these phrases is one word long, so no I- tag was ever seen."""
-    head = fit.fit_token(ABOUT, tagged_phrases())
-    assert head.spec.labels == ("time", "who")
-    assert head.bias[[2, 4]].tolist() == [-30.0, -30.0]
-    assert not head.weight[[2, 4]].any()
-    assert (head.bias[[0, 1, 3]] > -30).all()
+def noisy_several(seed: int) -> Head:
+    return several(cloud(0.7, labels=SETS), replace(FOUR, seed=seed)).head
 
 
-def without_tokens() -> TaggedEncoding:
-    return TaggedEncoding("six", encoded([1, 0]), (Span("time", 0, 3, 1.0),))
+def noisy_hidden(seed: int) -> Head:
+    return head_of(cloud(0.7, per_label=30), replace(BENT, seed=seed))
+
+
+def noisy_boosted(seed: int) -> Head:
+    return grown(cloud(0.7), replace(GROWN, seed=seed)).head
+
+
+def noisy_context(seed: int) -> Head:
+    said = cloud(0.7, per_label=5)
+    before = [[HeardTurn("user", encoded(vector))] for vector in said.vectors[::-1]]
+    golden = [[GoldenTurn(role="user", text=text)] for text in said.texts[::-1]]
+    encodings = [encoded(vector) for vector in said.vectors]
+    plan = Plan(seed=seed)
+    return fit.fit_context(
+        ABOUT, said.texts, encodings, before, golden, said.answers, turns=1, plan=plan
+    ).head
 
 
 @pytest.mark.parametrize(
-    "use",
-    [lambda: fit.fit_token(ABOUT, [without_tokens()]), lambda: fit.bio(without_tokens(), ["time"])],
-    ids=["fit", "bio"],
+    "train", [noisy_sentence, noisy_outside, noisy_several, noisy_hidden, noisy_boosted, noisy_context]
 )
-def test_fit_token_without_token_vectors_is_refused(use: Callable[[], Any]) -> None:
-    with pytest.raises(ValueError, match="token heads are fitted on Encodings with token vectors"):
+def test_fit_same_seed_gives_same_bytes(tmp_path: Path, train: Callable[[int], Head]) -> None:
+    """Another seed, the negative control, deals other folds."""
+    one, again, other = (files(train(seed), tmp_path / f"{i}") for i, seed in enumerate((5, 5, 6)))
+    assert one == again
+    assert one != other
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        pytest.param(lambda: fitted(cloud(0.15), GROWN), "found BoostedModel, expected a linear one or one with a hidden", id="trees"),
+        pytest.param(
+            lambda: fit.fit_context(ABOUT, *questions(), plan=BENT), "found HiddenModel, expected a linear one for heads in context",
+            id="context",
+        ),
+        pytest.param(lambda: grown(cloud(0.15), FOUR), "learner: found Linear, expected boosted trees", id="no trees"),
+    ],
+)  # fmt: skip
+def test_fit_learners_that_a_kind_does_not_serve_are_refused(use: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         use()
 
 
-@pytest.mark.parametrize(
-    ("spans", "tags"),
-    [
-        pytest.param([], [0, 0, 0, 0], id="none"),
-        pytest.param([("time", 8, 10)], [0, 0, 1, 0], id="one token"),
-        pytest.param([("who", 5, 14)], [0, 3, 4, 4], id="three tokens"),
-        pytest.param([("time", 0, 4), ("time", 5, 7)], [1, 1, 0, 0], id="two side by side"),
-        pytest.param([("who", 0, 7), ("time", 8, 14)], [3, 4, 1, 2], id="two labels"),
-        pytest.param([("time", 2, 6)], [1, 2, 0, 0], id="half a token counts"),
-        pytest.param([("time", 4, 5)], [0, 0, 0, 0], id="between tokens"),
-        pytest.param([("time", 7, 11)], [0, 0, 1, 0], id="touching is not overlapping"),
-    ],
-)
-def test_fit_bio_by_hand(spans: list[tuple[str, int, int]], tags: list[int]) -> None:
-    """Tags are O, B-time, I-time, B-who, I-who."""
-    encoding = tokenized(np.zeros((4, 2)), [(0, 4), (5, 7), (8, 10), (11, 14)])
-    phrase = TaggedEncoding("wake me at six", encoding, tuple(Span(*span, 1.0) for span in spans))
-    assert fit.bio(phrase, ("time", "who")).tolist() == tags
-
-
-def test_fit_anchors_are_the_phrases_by_label() -> None:
-    texts, vectors, labels = cloud(0.15, per_label=2)
-    head = fit.make_anchors(ABOUT, texts, vectors, labels)
-    order = sorted(range(6), key=lambda i: labels[i])
-    assert head.owner.tolist() == [0, 0, 1, 1, 2, 2]
-    np.testing.assert_array_equal(head.anchors, vectors[order])
-    assert head.spec == make_spec(
-        LABELS,
-        kind="anchors",
-        made_by="tests",
-        scale=head.spec.scale,
-        shift=head.spec.shift,
-        golden=head.spec.golden,
-    )
-
-
-def test_fit_anchors_answer_phrases_near_them() -> None:
-    head = fit.make_anchors(ABOUT, *cloud(0.15, per_label=3))
-    _, unseen, labels = cloud(0.15, seed=1)
-    assert best(head, unseen) == labels
-
-
-def test_fit_anchors_golden_phrases_are_answered_by_the_stored_head(tmp_path: Path) -> None:
-    texts, vectors, labels = cloud(0.15)
-    head = reloaded(fit.make_anchors(ABOUT, texts, vectors, labels), tmp_path)
-    rows = [texts.index(golden.text) for golden in head.spec.golden]
-    assert len(rows) == fit.GOLDEN
-    assert (
-        best(head, vectors[rows])
-        == [golden.label for golden in head.spec.golden]
-        == [labels[i] for i in rows]
-    )
-
-
-def test_fit_anchors_calibrate_by_leaving_each_out() -> None:
-    """One phrase of the music lies among the others, so leaving it out it is taken for one of them."""
-    angles = {"light": (0, 10, 20), "music": (90, 100, 12)}
-    labels = [label for label, of_label in angles.items() for _ in of_label]
-    radians = np.radians([angle for of_label in angles.values() for angle in of_label])
-    vectors = np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
-    cosine = {2: np.cos(np.radians(2)), 8: np.cos(np.radians(8)), 10: np.cos(np.radians(10))}
-    left_out = [
-        (cosine[10], True),
-        (cosine[2], False),
-        (cosine[8], False),
-        (cosine[10], True),
-        (cosine[10], True),
-        (cosine[2], False),
-    ]
-    raw, hits = np.array([c for c, _ in left_out], np.float32), np.array([hit for _, hit in left_out])
-    outsiders = -vectors[:1].repeat(40, axis=0)  # far away, so that nearer is better after all
-    far = np.full(40, (-vectors[:1] @ vectors.T).max(), np.float32)
-    expected = calibration.fit_platt(
-        np.concatenate([raw, far]), np.concatenate([hits, np.zeros(40, np.bool_)])
-    )
-    head = fit.make_anchors(ABOUT, list("abcdef"), vectors, labels, outsiders=outsiders)
-    assert expected[0] > 0
-    assert (head.spec.scale[0], head.spec.shift[0]) == pytest.approx(expected, rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("labels", "angles"),
-    [
-        pytest.param("abc", (0, 90, 180), id="one phrase a label"),
-        pytest.param("aabb", (0, 5, 90, 95), id="never wrong"),
-        pytest.param("aabb", (0, 80, 2, 170), id="always wrong"),
-        pytest.param("aabbcc", (0, -60, 1, 62, 170, 230), id="wrong where it is nearest"),
-    ],
-)
-def test_fit_anchors_without_evidence_keep_the_defaults(labels: str, angles: tuple[float, ...]) -> None:
-    radians = np.radians(angles)
-    vectors = np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
-    head = fit.make_anchors(ABOUT, list(labels), vectors, list(labels))
-    assert set(head.spec.scale) == {20.0}
-    assert set(head.spec.shift) == {-10.0}
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_fit_anchors_nearest_is_best_whatever_the_phrases(seed: int) -> None:
-    """Fitted to noise, calibration would as soon rank the farthest label first (seeds 1, 2 and 4 do without the guard)."""
-    vectors = np.random.default_rng(seed).standard_normal((6, 8)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    labels = list("aabbcc")
-    head = fit.make_anchors(ABOUT, list("123456"), vectors, labels)
-    assert best(head, vectors) == labels
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (["a", "a", "a", "a"], "found 1 distinct, expected at least 2"),
-        (["a", "a", "a", "b"], "label 'b': found 1 phrase, expected at least 2"),
-    ],
-)
-def test_fit_says_what_is_too_little_to_learn_from(labels: list[str], message: str) -> None:
-    vectors = np.eye(4, dtype=np.float32)
-    about = About("toy", "toy", "0" * 64)
-    with pytest.raises(ValueError, match=message):
-        fit.fit_sentence(about, ["p"] * 4, vectors, labels)
+def test_fit_centroid_of_a_label_without_rows_is_nowhere() -> None:
+    answers = Answers(("a", "b"), np.array([[True, False], [True, False]]), True)
+    centroids = fit.centroids_of(np.array([[3, 0], [0, 4]], np.float32), answers)
+    np.testing.assert_allclose(centroids, np.array([[0.6, 0.8], [0.0, 0.0]]), rtol=1e-6)

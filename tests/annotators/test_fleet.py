@@ -13,13 +13,24 @@ from numpy.typing import NDArray
 from annotators.anchors import AnchorsHead
 from annotators.annotator import Annotation, Heard, HeardTurn, Label, Status
 from annotators.context import ContextHead
-from annotators.fleet import BLOCK, TOP_LABELS, Fleet, Stack
+from annotators.fleet import BLOCK, Fleet, Stack
 from annotators.head import HeadInvalid
+from annotators.outside import Outside
 from annotators.rules import RulesHead
-from annotators.sentence import SentenceHead
+from annotators.sentence import TOP_LABELS, SentenceHead
 from annotators.table import Head
 from annotators.token import TokenHead
-from tests.annotators.toys import biased, encoded, heard, make_spec, random_head, random_units, tokenized
+from tests.annotators.toys import (
+    BLEND,
+    ENERGY,
+    biased,
+    encoded,
+    heard,
+    make_spec,
+    random_head,
+    random_units,
+    tokenized,
+)
 
 CERTAIN = 200.0  # a raw score far enough above the others' to be a probability of one
 
@@ -102,6 +113,59 @@ def test_fleet_one_product_equals_the_head_alone(labels: int, exclusive: bool, h
     assert [label.threshold for label in found] == [label.threshold for label in expected]
 
 
+CENTROID = Outside(method="centroid", centroid=3.0, shift=1.0, threshold=0.5)
+MAX_LOGIT = Outside(method="max_logit", max_logit=0.8, shift=1.0, threshold=0.5)
+
+
+@pytest.mark.parametrize("hypotheses", [1, 2, 5])
+@pytest.mark.parametrize("outside", [None, MAX_LOGIT, ENERGY, CENTROID, BLEND])
+@pytest.mark.parametrize("labels", [1, 2, 16, 17, 40])
+def test_fleet_one_product_equals_the_heads_own_answer(
+    labels: int, outside: Outside | None, hypotheses: int
+) -> None:
+    """Among heads with centroids and without, before it and after."""
+    mine, turn = random_head("mine", labels, seed=3, outside=outside), turn_of(hypotheses)
+    others = [
+        random_head("before", 20, seed=1, outside=BLEND),
+        random_head("plain", 3, seed=2, exclusive=False),
+        random_head("after", 17, seed=4, outside=ENERGY),
+        random_head("last", 5, seed=5, outside=CENTROID),
+    ]
+    found = by_name(Fleet([*others[:2], mine, *others[2:]]).annotate(turn))
+    for head in (mine, *others):
+        annotation, alone = found[head.spec.name], head.annotate(turn)
+        assert [label._replace(score=0, raw_score=0) for label in annotation.labels] == [
+            label._replace(score=0, raw_score=0) for label in alone.labels
+        ]
+        assert numbers(annotation) == pytest.approx(numbers(alone), abs=1e-5)
+        assert (annotation.out_of_scope is None) == (head.spec.outside is None)
+        assert (annotation.name, annotation.kind, annotation.status, annotation.version) == (
+            alone.name, alone.kind, alone.status, alone.version
+        )  # fmt: skip
+
+
+def numbers(annotation: Annotation) -> list[float]:
+    """Scores, raw scores, disagreement, and the score of being outside."""
+    of_labels = [number for label in annotation.labels for number in (label.score, label.raw_score)]
+    return [
+        *of_labels,
+        annotation.disagreement,
+        -1.0 if annotation.out_of_scope is None else annotation.out_of_scope,
+    ]
+
+
+def test_fleet_stranger_is_given_no_label() -> None:
+    """The negative control is the same head without the score."""
+    certain = follower()
+    unknown = make_spec("ab", outside=Outside(method="none", shift=3.0, threshold=0.5))
+    turn = saying(0, count=2)
+    (closed,) = Fleet([SentenceHead(unknown, certain.weight, certain.bias)]).annotate(turn)
+    (open_,) = Fleet([certain]).annotate(turn)
+    assert closed.out_of_scope == pytest.approx(1 / (1 + np.exp(-3.0)))
+    assert [label.accepted for label in closed.labels] == [False, False]
+    assert [label.accepted for label in open_.labels] == [True, False]
+
+
 @pytest.mark.parametrize(("labels", "rows"), [(1, 16), (15, 16), (16, 16), (17, 32), (40, 48)])
 def test_fleet_heads_own_whole_blocks(labels: int, rows: int) -> None:
     stack = Stack.of([random_head("a", labels), random_head("b", 2)])
@@ -110,9 +174,17 @@ def test_fleet_heads_own_whole_blocks(labels: int, rows: int) -> None:
     assert stack.weight.shape == ((rows + BLOCK) // BLOCK, BLOCK, 8)
 
 
+def test_fleet_centroids_own_whole_blocks_behind_their_labels() -> None:
+    stack = Stack.of([random_head("a", 17, outside=BLEND), random_head("b", 2, outside=ENERGY)])
+    assert stack.widths.tolist() == [32, 32, 16]
+    assert stack.rows == (slice(0, 17), slice(64, 66))
+    assert stack.strangers is not None
+    assert stack.strangers.numbers == {0: 0, 1: 1}
+
+
 def test_fleet_padding_has_no_probability() -> None:
     stack = Stack.of([random_head("a", 3), random_head("b", 17)])
-    scores = stack.scores(stack.raw(random_units(2)))
+    scores, _ = stack.scores(stack.raw(random_units(2)))
     padding = np.ones(48, np.bool_)
     padding[:3] = padding[16:33] = False
     assert not scores[:, padding].any()
@@ -135,7 +207,7 @@ def test_fleet_neighbour_changes_no_bit(neighbour: int, hypotheses: int, dim: in
     start = int(beside.starts[1])
     np.testing.assert_array_equal(raw_beside[:, start : start + 40], raw_alone[:, :40])
     np.testing.assert_array_equal(
-        beside.scores(raw_beside)[:, start : start + 40], alone.scores(raw_alone)[:, :40]
+        beside.scores(raw_beside)[0][:, start : start + 40], alone.scores(raw_alone)[0][:, :40]
     )
 
 
@@ -154,6 +226,23 @@ def test_fleet_neighbour_changes_no_answer(neighbour: int, hypotheses: int, excl
     assert by_name(Fleet([other, mine]).annotate(turn))["mine"] == alone
     assert by_name(Fleet([mine, other]).annotate(turn))["mine"] == alone
     assert len(alone.labels) == (TOP_LABELS if exclusive else 40)
+
+
+@pytest.mark.parametrize("hypotheses", [*HYPOTHESES, 9])
+@pytest.mark.parametrize("outside", [ENERGY, BLEND], ids=["energy", "blend"])
+@pytest.mark.parametrize("neighbour", [1, 15, 16, 17, 150, 1600])
+def test_fleet_neighbour_with_centroids_changes_no_answer(
+    neighbour: int, outside: Outside, hypotheses: int
+) -> None:
+    """Not even the score of being outside, of which there are as many in a row as heads that have one."""
+    mine, turn = random_head("mine", 40, seed=1, outside=outside), turn_of(hypotheses)
+    knows = [random_head(f"knows{i}", neighbour, seed=2 + i, outside=BLEND) for i in range(8)]
+    plain = random_head("plain", neighbour, seed=11)
+    (alone,) = Fleet([mine]).annotate(turn)
+    assert alone.out_of_scope is not None
+    for others in ([plain], knows[:1], knows[:2], [plain, *knows]):
+        assert by_name(Fleet([*others, mine]).annotate(turn))["mine"] == alone
+        assert by_name(Fleet([mine, *others]).annotate(turn))["mine"] == alone
 
 
 def test_fleet_without_blocks_a_neighbour_does_change_bits() -> None:
@@ -410,3 +499,59 @@ def test_fleet_disagreement_is_symmetric(exclusive: bool) -> None:
 
 def test_fleet_answers_carry_their_heads_version() -> None:
     assert [a.version for a in Fleet([random_head("a", 2, seed=6)]).annotate(turn_of(1))] == ["v-a-6"]
+
+
+def test_fleet_shadows_answer_beside_the_live_heads_and_change_nothing() -> None:
+    live: list[Head] = [
+        random_head("a", 5, seed=1, outside=BLEND),
+        anchors_head("b"),
+        random_head("c", 17, seed=2),
+    ]
+    candidates: list[Head] = [random_head("c", 33, seed=3, outside=ENERGY), random_head("b", 4, seed=4)]
+    turn = turn_of(3)
+    answers = Fleet(live, candidates).answer(turn)
+    assert answers.live == Fleet(live).annotate(turn)
+    assert answers.shadows() == Fleet(candidates).annotate(turn)
+    assert Fleet(live, candidates).annotate(turn) == answers.live
+
+
+def test_fleet_shadows_answer_only_for_wanted_heads() -> None:
+    fleet = Fleet(
+        [random_head("a", 5), random_head("b", 5)], [random_head("a", 5, seed=1), random_head("b", 5, seed=2)]
+    )
+    answers = fleet.answer(turn_of(1), wanted=frozenset({"b"}))
+    assert [annotation.version for annotation in (*answers.live, *answers.shadows())] == ["v-b-0", "v-b-2"]
+
+
+def test_fleet_shadow_of_no_live_head_is_refused() -> None:
+    with pytest.raises(
+        HeadInvalid, match="head b: found a shadow without a live head of its name, expected the head"
+    ):
+        Fleet([random_head("a", 2)], [random_head("b", 2)])
+
+
+def test_fleet_shadow_that_fails_says_so_but_not_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    turn = turn_of(1)
+    with caplog.at_level(logging.INFO, "annotators.fleet"):
+        answers = Fleet([random_head("a", 2)], [broken_head("a")]).answer(turn)
+        (failed,) = answers.shadows()
+    assert (failed.status, caplog.records) == (Status.ERROR, [])
+    assert answers.live == Fleet([random_head("a", 2)]).annotate(turn)
+
+
+def test_fleet_head_removed_takes_its_shadow_along() -> None:
+    fleet = Fleet([random_head("a", 2), random_head("b", 2)], [random_head("a", 2, seed=1)])
+    assert list(fleet.without("b").shadows) == list(fleet.with_head(random_head("a", 3)).shadows) == ["a"]
+    assert not fleet.without("a").shadows
+
+
+def test_fleet_shadow_may_be_what_needs_tokens() -> None:
+    assert Fleet([random_head("a", 2)], [token_head("a")]).needs_tokens(None)
+    assert not Fleet([random_head("a", 2)], [random_head("a", 2)]).needs_tokens(None)
+
+
+def test_fleet_head_with_a_hidden_layer_answers_for_itself() -> None:
+    head, turn = random_head("h", 5, units=6, outside=BLEND), turn_of(3)
+    fleet = Fleet([random_head("a", 3), head])
+    assert [mine.spec.name for mine in fleet.stack.heads] == ["a"]
+    assert fleet.annotate(turn)[1] == head.annotate(turn)

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from annotators.annotator import Encoding, Heard, HeardTurn
 from annotators.head import Requires, Spec
-from annotators.sentence import SentenceHead
+from annotators.outside import Outside
+from annotators.sentence import Hidden, SentenceHead
 
 FINGERPRINT = "a" * 64
 
@@ -39,10 +40,21 @@ def biased(bias: Sequence[float], **fields: Any) -> SentenceHead:
     )
 
 
+BLEND = Outside(method="blend", max_logit=0.3, energy=0.2, centroid=1.5, shift=0.75, threshold=0.5)
+ENERGY = Outside(method="energy", energy=0.7, shift=1.0, threshold=0.4)
+
+
 def random_head(
-    name: str, labels: int, *, dim: int = 8, seed: int = 0, exclusive: bool = True
+    name: str,
+    labels: int,
+    *,
+    dim: int = 8,
+    seed: int = 0,
+    exclusive: bool = True,
+    outside: Outside | None = None,
+    units: int = 0,
 ) -> SentenceHead:
-    """A head of random weights and calibration."""
+    """A head of random weights and calibration, with a hidden layer of so many units, and centroids where it needs them."""
     rng = np.random.default_rng(seed)
     spec = make_spec(
         [f"{name}{i}" for i in range(labels)],
@@ -51,10 +63,21 @@ def random_head(
         scale=tuple(rng.uniform(0.5, 2.0, labels).tolist()),
         shift=tuple(rng.uniform(-1.0, 1.0, labels).tolist()),
         thresholds=tuple(rng.uniform(0.2, 0.8, labels).tolist()),
+        outside=outside,
     )
-    weight = rng.standard_normal((labels, dim)).astype(np.float32)
+
+    def normal(*shape: int) -> NDArray[np.float32]:
+        return rng.standard_normal(shape).astype(np.float32)
+
     return SentenceHead(
-        spec, weight, rng.standard_normal(labels).astype(np.float32), version=f"v-{name}-{seed}"
+        spec,
+        normal(labels, units or dim),
+        normal(labels),
+        version=f"v-{name}-{seed}",
+        hidden=Hidden(normal(units, dim), normal(units)) if units else None,
+        centroids=random_units(labels, dim, seed)
+        if outside is not None and outside.needs_centroids
+        else None,
     )
 
 

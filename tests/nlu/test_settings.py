@@ -42,6 +42,7 @@ def test_settings_without_variables_listen_to_this_machine_alone() -> None:
         ("queue", "1", 1),
         ("deadline_s", "0.25", 0.25),
         ("drain_s", "0", 0.0),
+        ("shadow_sample", "/var/flips.jsonl", Path("/var/flips.jsonl")),
         ("persona", "lively", "lively"),
     ],
 )
@@ -78,6 +79,7 @@ def test_settings_ignore_variables_of_others(monkeypatch: pytest.MonkeyPatch) ->
         ("deadline_s", "0"),
         ("max_deadline_s", "-1"),
         ("drain_s", "-0.1"),
+        ("shadow_sample_rows", "0"),
     ],
 )
 def test_settings_refuse(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:

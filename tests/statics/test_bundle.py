@@ -90,6 +90,28 @@ def test_bundle_replaces_a_bundle(tmp_path: Path, make_parts: Callable[..., list
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("there", [False, True], ids=["nothing there", "a bundle there"])
+def test_bundle_that_a_check_refuses_is_never_there(
+    tmp_path: Path, make_parts: Callable[..., list[Part]], there: bool
+) -> None:
+    out, seen = tmp_path / "out" / "bundle", []
+    parts = make_parts()
+    if there:
+        build(parts, out, requires_service=">=1", seq=1)
+    before = content(tmp_path / "out")
+
+    def refusing(bundle: Bundle) -> None:
+        assert content(tmp_path / "out").items() >= before.items()
+        seen.append(verify(bundle.path, service=SERVICE))  # it is whole already
+        raise ValueError("not this one")
+
+    with pytest.raises(ValueError, match="not this one"):
+        build(parts, out, requires_service=">=1", seq=2, check=refusing)
+    assert content(tmp_path / "out") == before
+    assert build(parts, out, requires_service=">=1", seq=2, check=seen.append).digest == seen[1].digest
+    assert seen[0].manifest.components == seen[1].manifest.components
+
+
 @pytest.mark.parametrize("what", ["file", "folder", "empty", "link", "json"])
 def test_bundle_never_replaces_anything_else(
     tmp_path: Path, make_parts: Callable[..., list[Part]], what: str

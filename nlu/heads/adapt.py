@@ -1,0 +1,431 @@
+"""Training the adapter of the queries (`index/adapter.py`): new phrases with the replies they are to find, the vectorizer
+frozen. Read `adapt` from top to bottom.
+
+Every question is softmax over the rows of the index, right ones against all others (InfoNCE, van den Oord et al., 2018; the
+full batch, so a new pair's rows are the others' negatives). Of several right rows any will do: the loss is -log of their sum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from index.adapter import Adapter, Change, Exam, Requires, Residual, Spec, bound
+from index.items import Items
+from index.shard import read
+from index.sharded import read_layout
+from nlu.normalizer import normalize
+
+FOLDS = 5
+HELD_OUT = 0.5  # of the old prompts; nothing is learnt from them, harm is measured on them
+LADDER = (
+    1.0,
+    0.75,
+    0.5,
+    0.25,
+)  # of the residual that was learnt; where none of it holds, the adapter is refused
+# Chosen on small talk, bank and assistant phrases (docs/adapter.md): with this decay, later steps change nothing.
+_TEMPERATURE, _DECAY, _STEPS = 0.05, 0.02, 60
+_OLD_WEIGHT = 1.0  # of all old questions together, against all new ones
+# Bounds on time: an index may have a million rows. Far rows weigh nothing in a softmax; the exams search all of them.
+_MOST_OLD, _MOST_ROWS = 1000, 8192
+_RESAMPLES = 2000
+_BLOCK = 64  # questions scored at a time
+_SHOWN = 5  # bad lines told apart in one message
+
+FloatArray = NDArray[np.float32]
+Encode = Callable[[Sequence[str]], FloatArray]  # phrases to [phrases, dim]
+Progress = Callable[[str, int, int], None]
+
+
+class AdapterRefused(ValueError):
+    """Nothing of what was learnt leaves old content where it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked for; `max_harm` is an absolute loss of recall."""
+
+    rank: int = 16
+    eps: float = 0.3
+    max_harm: float = 0.01
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """An index as training sees it, and who encodes phrases for it."""
+
+    items: Items
+    rows: FloatArray  # [vectors, dim]
+    encode: Encode
+    uncased: bool
+
+    def vectors_of(self, replies: Iterable[str]) -> set[int]:
+        """Every vector that leads to one of these replies."""
+        return {int(self.items.vectors[row]) for reply in replies for row in self.items.rows_of(reply)}
+
+    def replies_of(self, vector: int) -> set[str]:
+        """Every reply that a vector leads to."""
+        return {self.items.ids[row] for row in self.items.pairs_of(vector)}
+
+    def prompt_of(self, vector: int) -> str:
+        """The phrase that a vector was made from."""
+        return self.phrase(self.items.reply(self.items.pairs_of(vector)[0]).prompt)
+
+    def vector_of(self, phrase: str, replies: Iterable[str]) -> int:
+        """The vector made from this very phrase for one of these replies; -1 for none."""
+        rows = [row for reply in replies for row in self.items.rows_of(reply)]
+        return next(
+            (
+                int(self.items.vectors[row])
+                for row in rows
+                if self.phrase(self.items.reply(row).prompt) == phrase
+            ),
+            -1,
+        )
+
+    def phrase(self, text: str) -> str:
+        """As the vectorizer sees it."""
+        return normalize(text, uncased=self.uncased).text
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What may be asked, and where the answer stands. `hidden` is a row made from this very phrase: asked as if it were
+    not there; -1 for none."""
+
+    vector: FloatArray  # [dim]
+    right: NDArray[np.int64]  # rows that lead to a right reply
+    hidden: int
+    group: str  # the reply it is about: its questions are resampled together
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """All questions at once. Computed in the dtype of `queries` and `rows`."""
+
+    queries: NDArray[np.floating[Any]]  # [questions, dim]
+    rows: NDArray[np.floating[Any]]  # [rows, dim]
+    right: NDArray[np.floating[Any]]  # [questions, rows] 1 where a row is right and not hidden
+    visible: NDArray[np.floating[Any]]  # [questions, rows] 0 where a row is hidden
+    weights: NDArray[np.floating[Any]]  # [questions]
+
+
+def read_library(folder: Path, encode: Encode, *, uncased: bool) -> Library:
+    """The index in a folder; raises `IndexInvalid`."""
+    layout = read_layout(folder)
+    items = Items.load(folder / "items.arrow", rows=layout.items, vectors=layout.rows)
+    shards = [read(folder / shard.file, rows=shard.rows, dim=layout.dim) for shard in layout.shards]
+    rows = np.concatenate([shard[:, : layout.dim].astype(np.float32) for shard in shards])
+    return Library(items, rows, encode, uncased)
+
+
+def read_pairs(path: Path, library: Library) -> dict[str, list[str]]:
+    """Phrases and the replies each is to find, of lines `query<TAB>reply id`; raises ValueError naming the bad lines."""
+    pairs: dict[str, list[str]] = {}
+    bad = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            query, reply = _pair(line, library)
+        except ValueError as error:
+            bad.append(f"{path.name}:{number}: {error}")
+        else:
+            replies = pairs.setdefault(query, [])
+            replies += [reply] * (reply not in replies)
+    if bad:
+        more = [f"and {len(bad) - _SHOWN} lines more"] if len(bad) > _SHOWN else []
+        raise ValueError("\n".join([*bad[:_SHOWN], *more]))
+    return pairs
+
+
+def adapt(
+    pairs: Mapping[str, Sequence[str]],
+    library: Library,
+    wanted: Wanted,
+    *,
+    fingerprint: str,
+    progress: Progress,
+) -> Adapter:
+    """Learn an adapter from `pairs`, as read by `read_pairs`, and judge it on what it did not learn from.
+
+    New content is judged on folds: every phrase by a residual learnt, and scaled, without it. Old content is judged on
+    held-out prompts by the very residual that is returned; the same prompts chose its factor. The same input gives the same
+    adapter on one machine. Raises ValueError for too little to learn or to judge from, `AdapterRefused` for too much harm.
+    """
+    new = _new_questions(pairs, library)
+    kept, held = _old_questions(library, taught={reply for replies in pairs.values() for reply in replies})
+    done = 0
+
+    def learn(questions: Sequence[Question]) -> tuple[Residual, float] | None:
+        nonlocal done
+        learnt = fit(_lesson(questions, kept, library.rows), wanted)
+        done += 1
+        progress("learning", done, FOLDS + 1)
+        return _harmless(learnt, held, library.rows, wanted.max_harm)
+
+    whole = learn(new)
+    if whole is None:
+        raise AdapterRefused(
+            f"old content: found that even {LADDER[-1]} of the residual loses more recall than allowed on {len(held)} held-out"
+            f" prompts, expected a loss of at most {wanted.max_harm}; write more phrases, lower --eps, or make the phrases"
+            " prompts of the index"
+        )
+    residual, factor = whole
+    after = np.zeros(len(new), np.int64)
+    folds = np.arange(len(new)) % FOLDS  # questions come reply by reply, so every fold has some of each
+    for fold in range(FOLDS):
+        theirs = learn([new[i] for i in np.flatnonzero(folds != fold)])
+        asked = np.flatnonzero(folds == fold)
+        after[asked] = places([new[i] for i in asked], library.rows, None if theirs is None else theirs[0])
+    spec = Spec(
+        dim=library.rows.shape[1],
+        rank=wanted.rank,
+        eps=residual.eps,
+        bound=round(bound(residual.eps), 6),
+        factor=factor,
+        max_harm=wanted.max_harm,
+        new=exam(new, places(new, library.rows), after, seed=wanted.seed),
+        old=exam(held, places(held, library.rows), places(held, library.rows, residual), seed=wanted.seed),
+        rows=len(library.rows),
+        requires=Requires(vectorizer=fingerprint),
+        made_by="nlu index adapt",
+    )
+    return Adapter(spec, residual)
+
+
+def fit(lesson: Lesson, wanted: Wanted) -> Residual:
+    """The residual that answers the lesson best, by L-BFGS from one that changes nothing: `up` begins at zero."""
+    dim = lesson.queries.shape[1]
+    down = np.random.default_rng(wanted.seed).standard_normal((wanted.rank, dim)) / np.sqrt(dim)
+    found = minimize(
+        objective,
+        np.concatenate([down.ravel(), np.zeros(dim * wanted.rank)]),
+        args=(lesson, wanted.rank, wanted.eps),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": _STEPS},
+    )
+    return Residual.of(*_unpacked(found.x, wanted.rank, dim), wanted.eps)
+
+
+def objective(
+    theta: NDArray[np.float64], lesson: Lesson, rank: int, eps: float
+) -> tuple[float, NDArray[np.float64]]:
+    """The loss of `theta`, down and up in a row, and its gradient, derived by hand.
+
+    Loss = sum of weight * (log sum of exp(s / t) over all rows - the same over the right ones) + decay / 2 * |theta|**2,
+    with s the cosines of the moved queries and t the temperature.
+    """
+    queries, rows = lesson.queries, lesson.rows
+    down, up = (part.astype(queries.dtype) for part in _unpacked(theta, rank, queries.shape[1]))
+    inner = queries @ down.T  # [questions, rank]
+    delta = inner @ up.T  # [questions, dim]
+    squares = np.einsum("ij,ij->i", delta, delta)[:, None]
+    clipped = squares > eps * eps
+    shrink = np.where(clipped, eps / np.sqrt(np.where(clipped, squares, 1.0)), 1.0).astype(queries.dtype)
+    moved = queries + shrink * delta
+    lengths = np.linalg.norm(moved, axis=1, keepdims=True)
+    units = moved / lengths
+
+    # A cosine is at most 1, so exp neither overflows nor, at this temperature, vanishes: no maximum is needed.
+    weight = np.exp((units @ rows.T - 1.0) / _TEMPERATURE) * lesson.visible  # [questions, rows]
+    total, right = weight.sum(axis=1), np.einsum("ij,ij->i", weight, lesson.right)
+    loss = float(lesson.weights @ np.log(total / right)) + _DECAY / 2 * float(theta @ theta)
+
+    share = (lesson.weights / _TEMPERATURE)[:, None]
+    slope = weight * (share / total[:, None] - lesson.right * (share / right[:, None]))
+    d_units = slope @ rows
+    d_moved = (d_units - _along(d_units, units)) / lengths  # through the normalisation: what is across stays
+    # Through the clip: a residual held at eps can turn but not grow.
+    d_delta = shrink * (d_moved - np.where(clipped, _along(d_moved, shrink * delta / eps), 0.0))
+    d_up = d_delta.T @ inner
+    d_down = (d_delta @ up).T @ queries
+    return loss, np.concatenate([d_down.ravel(), d_up.ravel()]).astype(np.float64) + _DECAY * theta
+
+
+def places(
+    questions: Sequence[Question], rows: FloatArray, residual: Residual | None = None
+) -> NDArray[np.int64]:
+    """[questions] where the first right row of each stands, from 1, among all rows but the hidden one."""
+    found: list[int] = []
+    for start in range(0, len(questions), _BLOCK):
+        some = questions[start : start + _BLOCK]
+        sought = [each.vector if residual is None else residual.apply(each.vector) for each in some]
+        for question, scores in zip(some, np.stack(sought) @ rows.T, strict=True):
+            if question.hidden >= 0:
+                scores[question.hidden] = -np.inf
+            found.append(1 + int(np.count_nonzero(scores > scores[question.right].max())))
+    return np.array(found, np.int64)
+
+
+def exam(
+    questions: Sequence[Question], before: NDArray[np.int64], after: NDArray[np.int64], *, seed: int
+) -> Exam:
+    """Two columns of places as measures; intervals by resampling replies with all their questions (paired bootstrap)."""
+    _, groups = np.unique([question.group for question in questions], return_inverse=True)
+    sizes = np.bincount(groups)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(sizes), np.full(len(sizes), 1 / len(sizes)), _RESAMPLES
+    )
+
+    def change(measure: Callable[[NDArray[np.int64]], NDArray[np.float64]]) -> Change:
+        first, second = measure(before), measure(after)
+        won = np.bincount(groups, weights=second - first)
+        low, high = np.quantile((drawn @ won) / (drawn @ sizes), (0.025, 0.975))
+        numbers = (float(first.mean()), float(second.mean()), float(low), float(high))
+        return Change(
+            **dict(zip(("before", "after", "low", "high"), (round(n, 4) for n in numbers), strict=True))
+        )
+
+    return Exam(
+        questions=len(questions),
+        recall_at_1=change(lambda place: (place <= 1).astype(np.float64)),
+        recall_at_10=change(lambda place: (place <= 10).astype(np.float64)),
+        mrr=change(lambda place: 1.0 / place),
+    )
+
+
+def _pair(line: str, library: Library) -> tuple[str, str]:
+    fields = line.split("\t")
+    if len(fields) != 2:
+        raise ValueError(f"found {len(fields)} fields, expected query<TAB>reply id; part them by one tab")
+    query, reply = library.phrase(fields[0]), fields[1].strip()
+    if not library.items.rows_of(reply):
+        raise ValueError(
+            f"found reply id {reply!r}, expected one of the bundle's index; add the reply to the index first"
+        )
+    return query, reply
+
+
+def _new_questions(pairs: Mapping[str, Sequence[str]], library: Library) -> list[Question]:
+    """One for each phrase, reply by reply; a phrase that is its reply's only prompt already has nothing to find."""
+    ordered = sorted(pairs.items(), key=lambda pair: (pair[1][0], _digest(pair[0])))
+    questions = []
+    for (query, replies), vector in zip(
+        ordered, library.encode([query for query, _ in ordered]), strict=True
+    ):
+        right = library.vectors_of(replies)
+        own = library.vector_of(query, replies)
+        if right - {own}:
+            questions.append(Question(vector, np.array(sorted(right - {own})), own, replies[0]))
+    if len(questions) < FOLDS:
+        raise ValueError(
+            f"pairs: found {len(questions)} phrases with something to find, expected at least {FOLDS};"
+            " write several phrases for each reply"
+        )
+    return questions
+
+
+def _old_questions(library: Library, *, taught: set[str]) -> tuple[list[Question], list[Question]]:
+    """Prompts that lead to no reply in `taught`: those to learn from, and those held out by the hash of their text."""
+    held: list[tuple[bytes, int]] = []
+    kept: list[tuple[bytes, int]] = []
+    for vector in sorted(set(range(len(library.rows))) - library.vectors_of(taught)):
+        digest = _digest(library.prompt_of(vector))
+        (held if digest[0] < HELD_OUT * 256 else kept).append((digest, vector))
+    if not held or not kept:
+        raise ValueError(
+            f"old content: found {len(held) + len(kept)} prompts that lead to none of the pairs' replies, expected enough to"
+            " learn from and to measure harm on; take a bundle whose index holds more"
+        )
+    return tuple(  # type: ignore[return-value]  # two of them
+        _asked(library, [vector for _, vector in sorted(part)[:_MOST_OLD]]) for part in (kept, held)
+    )
+
+
+def _asked(library: Library, vectors: Sequence[int]) -> list[Question]:
+    """What a prompt of the index can honestly be asked: without its own row where its replies have other prompts; with a
+    word missing where they have none, because a row finds itself whatever happens around it."""
+    replies = [sorted(library.replies_of(vector)) for vector in vectors]
+    others = [library.vectors_of(mine) - {vector} for vector, mine in zip(vectors, replies, strict=True)]
+    lone = [vector for vector, rows in zip(vectors, others, strict=True) if not rows]
+    shortened = [_misheard(library.prompt_of(vector)) for vector in lone]
+    heard = dict(zip(lone, library.encode(shortened) if lone else (), strict=True))
+    return [
+        Question(heard[vector], np.array([vector]), -1, mine[0])
+        if vector in heard
+        else Question(library.rows[vector], np.array(sorted(rows)), vector, mine[0])
+        for vector, mine, rows in zip(vectors, replies, others, strict=True)
+    ]
+
+
+def _misheard(phrase: str) -> str:
+    """Without one word, chosen by hash; a single word stays."""
+    words = phrase.split()
+    if len(words) > 1:
+        del words[_digest(phrase)[1] % len(words)]
+    return " ".join(words)
+
+
+def _lesson(new: Sequence[Question], kept: Sequence[Question], rows: FloatArray) -> Lesson:
+    questions = [*new, *kept]
+    queries = np.stack([question.vector for question in questions])
+    chosen = _nearest(questions, queries, rows)
+    column = np.full(len(rows), -1)
+    column[chosen] = np.arange(len(chosen))
+    right = np.zeros((len(questions), len(chosen)), np.float32)
+    visible = np.ones_like(right)
+    for i, question in enumerate(questions):
+        columns = column[question.right]
+        right[i, columns[columns >= 0]] = 1.0
+        if question.hidden >= 0 and column[question.hidden] >= 0:
+            visible[i, column[question.hidden]] = 0.0
+    weights = np.concatenate(
+        [np.full(len(new), 1 / len(new)), np.full(len(kept), _OLD_WEIGHT / len(kept))], dtype=np.float32
+    )
+    return Lesson(queries, rows[chosen], right, visible, weights)
+
+
+def _nearest(questions: Sequence[Question], queries: FloatArray, rows: FloatArray) -> NDArray[np.int64]:
+    """The rows nearest to any question, and each question's nearest right row."""
+    if len(rows) <= _MOST_ROWS:
+        return np.arange(len(rows))
+    best = np.full(len(rows), -np.inf, np.float32)
+    needed = set()
+    for start in range(0, len(questions), _BLOCK):
+        scores = queries[start : start + _BLOCK] @ rows.T
+        np.maximum(best, scores.max(axis=0), out=best)
+        for question, row in zip(questions[start:], scores, strict=False):
+            needed.add(int(question.right[row[question.right].argmax()]))
+    best[list(needed)] = np.inf
+    return np.sort(np.argsort(-best, kind="stable")[: max(_MOST_ROWS, len(needed))])
+
+
+def _harmless(
+    learnt: Residual, held: Sequence[Question], rows: FloatArray, max_harm: float
+) -> tuple[Residual, float] | None:
+    """The largest step of the ladder that loses no more than `max_harm`, and its factor."""
+    before = places(held, rows)
+    for factor in LADDER:
+        residual = learnt.scaled(factor)
+        after = places(held, rows, residual)
+        if all((before <= k).mean() - (after <= k).mean() <= max_harm for k in (1, 10)):
+            return residual, factor
+    return None
+
+
+def _unpacked(
+    theta: NDArray[np.float64], rank: int, dim: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return theta[: rank * dim].reshape(rank, dim), theta[rank * dim :].reshape(dim, rank)
+
+
+def _along(vectors: NDArray[np.floating[Any]], units: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """The part of each vector along its unit vector."""
+    along: NDArray[np.floating[Any]] = np.einsum("ij,ij->i", vectors, units)[:, None] * units
+    return along
+
+
+def _digest(text: str) -> bytes:
+    # A name of its own: other splits of the same phrases go by their plain hash.
+    return hashlib.blake2b(text.encode(), person=b"adapter", digest_size=16).digest()
