@@ -1,6 +1,7 @@
 """How good are heads on public test splits, and how long do they take to train?
 
     python -m benchmarks.heads [--only clinc150,snips] [--data ../shared/data] [--save]
+    python -m benchmarks.heads --table              # what is saved, and the peers beside it, as docs/heads.md shows it
 
 Each set is trained by what `nlu heads train` runs, on the vectors of the shipped bundle; sets that have a peer are measured
 beside it by `benchmarks.peers`. Figures are those of report.json, on the whole test split. Seconds are with all vectors
@@ -27,6 +28,7 @@ from nlu.settings import shipped_bundle
 from nlu.vectorizer import Vectorizer
 
 STORE = Path(".cache/vectors")
+RESULTS = Path(__file__).parent / "results"
 _ACTS = {
     "inform": "inform", "inform_intent": "want", "request": "ask", "request_alts": "ask_others", "select": "choose",
     "affirm": "agree", "affirm_intent": "agree", "negate": "refuse", "negate_intent": "refuse", "thank_you": "thank",
@@ -162,7 +164,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="where the public sets lie")
     parser.add_argument("--bundle", type=Path, default=shipped_bundle(), help="whose vectorizer")
     parser.add_argument("--save", action="store_true", help="keep the result under benchmarks/results/")
+    parser.add_argument(
+        "--table", action="store_true", help="print what is saved as Markdown, and measure nothing"
+    )
     arguments = parser.parse_args()
+    if arguments.table:
+        print("\n\n".join([_own_table(_kept()), *_peer_tables()]))
+        return
     names = [name for name in arguments.only.split(",") if name] or list(SETS)
     if unknown := set(names) - set(SETS):
         parser.error(f"--only: found {', '.join(sorted(unknown))}, expected some of {', '.join(SETS)}")
@@ -184,9 +192,85 @@ def _bars(figures: Mapping[str, float]) -> list[Bar]:
 
 
 def _kept() -> dict[str, float]:
-    path = Path(__file__).parent / "results" / "heads.json"
+    path = RESULTS / "heads.json"
     figures: dict[str, float] = json.loads(path.read_text())["figures"] if path.exists() else {}
     return figures
+
+
+_LEADS = ("accuracy", "macro_f1", "micro_f1", "span_f1", "mark_f1", "case_f1", "auroc", "f_beta")
+
+
+def _own_table(figures: Mapping[str, float]) -> str:
+    """Every set a row."""
+    lines = [
+        "| set | on test | calibration error before, after | recall promised, kept | fit s | head kB | µs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in SETS:
+        found = {
+            figure.removeprefix(f"{name}: "): value
+            for figure, value in figures.items()
+            if figure.startswith(f"{name}: ")
+        }
+        if not found:
+            continue
+        leads = [f"{lead.replace('_', ' ')} {found[lead]:.3f}" for lead in _LEADS if lead in found]
+        leads += [f"{figure.replace('_', ' ')} {value:.3f}" for figure, value in found.items() if figure.startswith(("outside_", "accuracy_", "accuracy "))]  # fmt: skip
+        errors = ", ".join(
+            f"{found[each]:.3f}" if each in found else "-" for each in ("ece_before", "ece_after")
+        )
+        recall = (
+            f"{found['promised_recall']:.3f}, {found['recall']:.3f}" if "promised_recall" in found else ""
+        )
+        lines.append(
+            f"| {name} | {'; '.join(leads)} | {errors} | {recall} | {found['train_s']:.1f} | {found['head_bytes'] / 1e3:.0f} | {found['cost_us']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def _peer_tables() -> list[str]:
+    """A table for each set that peers were measured on; seconds are CPU seconds, those of encoding included."""
+    path = RESULTS / "peers.json"
+    kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    tables = []
+    for name, peers in sorted(kept.items()):
+        figures = {peer: entry["figures"] for peer, entry in peers.items()}
+        columns = [figure for figure in _PEER_COLUMNS if any(figure in each for each in figures.values())]
+        lines = [
+            f"| {name} | {' | '.join(column.replace('_', ' ') for column in columns)} | seeds |",
+            "|---" * (len(columns) + 2) + "|",
+        ]
+        for peer, found in sorted(
+            figures.items(), key=lambda each: -each[1].get("accuracy", each[1]["macro_f1"])
+        ):
+            cells = [_cell(found, column) for column in columns]
+            lines.append(
+                f"| {peer.removeprefix('benchmarks.ours:')} | {' | '.join(cells)} | {peers[peer]['seeds']} |"
+            )
+        tables.append("\n".join(lines))
+    return tables
+
+
+_PEER_COLUMNS = (
+    "accuracy",
+    "macro_f1",
+    "auroc",
+    "oos_auroc",
+    "oos_recall",
+    "fit_without_encoding_s",
+    "fit_s",
+    "score_ms",
+)
+
+
+def _cell(figures: Mapping[str, float], column: str) -> str:
+    if column not in figures:
+        return ""
+    places = 1 if column.endswith("_s") else 2 if column.endswith("_ms") else 3
+    deviation = figures.get(f"{column}_deviation")
+    return f"{figures[column]:.{places}f}" + (
+        f" ± {deviation:.{places}f}" if deviation and places == 3 else ""
+    )
 
 
 def _files(folder: Path, suffix: str, *, dev: bool = False) -> dict[str, list[Path]]:

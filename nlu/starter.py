@@ -409,12 +409,16 @@ def _punctuation(fingerprint: str, folder: Path, vectors: Vectors) -> tuple[Head
     train = _few(_spoken(folder / "train.jsonl.gz"), 2 * _TRAIN_ROWS)
     test = _few(_spoken(folder / "test.jsonl.gz"), _TEST_ROWS)
     vectors.learn(about.name, [row.phrase for row in (*train, *test)])
-    labels = {label: label for row in (*train, *test) for label, _, _ in row.spans}
-    head = fit_token(about, [_tagged_row(row, labels, vectors) for row in train], scheme="words", restores=True).head  # fmt: skip
-    tagged = [_tagged_row(row, labels, vectors) for row in test]
-    words = [replace(phrase, spans=by_token(phrase)) for phrase in tagged]
+    taught, asked = ([_whole(row, vectors) for row in part] for part in (train, test))
+    head = fit_token(about, taught, scheme="words", restores=True).head
+    words = [replace(phrase, spans=by_token(phrase)) for phrase in asked]
     tested_on = f"{folder.name}/test"
     return head, [Row(about.name, about.made_by, tested_on, _measure_spans(Fleet([head]), about.name, words))]
+
+
+def _whole(row: public_data.Tagged, vectors: Vectors) -> TaggedEncoding:
+    """The row with all its spans."""
+    return TaggedEncoding(row.phrase, vectors[row.phrase], tuple(Span(*span, 1.0) for span in row.spans))
 
 
 def _spoken(path: Path) -> Iterator[public_data.Tagged]:

@@ -24,6 +24,7 @@ class VectorStore:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"{vectorizer.fingerprint}.sqlite"
         self._vectorizer, self._workers, self._progress = vectorizer, workers, progress
+        self.encoded = self.met = 0  # distinct phrases of each call that were new, and that were there
         self._base = sqlite3.connect(self._path, timeout=60.0)
         with self._understood():
             self._base.execute("PRAGMA journal_mode = WAL")
@@ -37,6 +38,8 @@ class VectorStore:
         distinct = tuple(dict.fromkeys(phrases))
         known = self._stored(distinct, tokens)
         missing = [phrase for phrase, encoding in known.items() if encoding is None]
+        self.encoded += len(missing)
+        self.met += len(known) - len(missing)
         for start in range(0, len(missing), _ENCODED_AT_ONCE):
             chunk = missing[start : start + _ENCODED_AT_ONCE]
             fresh = list(self._vectorizer.encode_corpus(chunk, tokens=tokens, workers=self._workers))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from nlu.heads.config import HeadConfig
 from nlu.heads.data import Dataset, Finding, Row
 from nlu.heads.material import Material, Materials
 from nlu.heads.report import script, scripts
+from nlu.types import Turn
 
 FEW = 10  # phrases, under which a label is hard to learn and harder to measure
 NEAR = 0.97  # cosine, from which two phrases say the same in all but name
@@ -28,13 +29,15 @@ _AT_ONCE = 1024  # rows whose cosines are in memory
 
 def texts(data: Dataset, config: HeadConfig) -> list[Finding]:
     """What the texts and labels alone show."""
-    checks = (_empty, _twins, _leaks, _conflicts, _small, _unknown, _strangers, _scripts, _lengths, _borders)
+    checks = (
+        _empty, _spans, _twins, _leaks, _conflicts, _small, _unknown, _strangers, _scripts, _lengths, _borders,
+    )  # fmt: skip
     return [finding for one in checks for finding in one(data, config)]
 
 
 def vectors(materials: Materials, config: HeadConfig) -> list[Finding]:
     """What the vectors show: phrases of different splits that say the same, and labels that look wrong."""
-    found = list(_near(materials))
+    found = list(_near(materials, config))
     if config.kind in ("sentence", "boosted", "anchors") and not config.multi:
         found += _doubtful(materials, config)
     return found
@@ -42,33 +45,64 @@ def vectors(materials: Materials, config: HeadConfig) -> list[Finding]:
 
 def _empty(data: Dataset, config: HeadConfig) -> Iterator[Finding]:
     if config.kind != "rules" and not data.split("train"):
-        yield Finding("error", "nothing to learn from", "train", "no labelled row", "name a file with --data, or mark rows with split train")  # fmt: skip
+        yield Finding(
+            "error",
+            "nothing to learn from",
+            "train",
+            "no labelled row",
+            "name a file with --data, or mark rows with split train",
+        )
+
+
+def _spans(data: Dataset, config: HeadConfig) -> Iterator[Finding]:
+    """What a token head needs; it learns from dev too, because its thresholds come from folds."""
+    train = data.split("train")
+    if config.kind != "token" or not train:
+        return
+    if not any(row.marks for row in train):
+        yield Finding(
+            "error", "no spans", "train", f"none in {len(train)} rows", "mark some, such as [six](time)"
+        )
+    if (rows := len(train) + len(data.split("dev"))) < 2 * FOLDS:
+        yield Finding("error", "too few rows", "train", str(rows), f"add rows, at least {2 * FOLDS}")
 
 
 def _twins(data: Dataset, config: HeadConfig) -> Iterator[Finding]:
     for split in ("train", "dev", "test"):
         rows = [row for row in data.rows if row.split == split]
-        twins = [group for group in _grouped(rows, key=_said).values() if len(group) > 1]
+        twins = [group for group in _twinned(rows, config) if len(group) > 1]
         count = sum(len(group) - 1 for group in twins)
         if count:
-            yield Finding("note", f"duplicates in {split}", _places([group[-1] for group in twins]), f"{count} rows that are there already", "drop them, or leave them where they count as frequency")  # fmt: skip
+            yield Finding(
+                "note",
+                f"duplicates in {split}",
+                _places([group[-1] for group in twins]),
+                f"{count} rows that are there already",
+                "drop them, or leave them where they count as frequency",
+            )
 
 
 def _leaks(data: Dataset, config: HeadConfig) -> Iterator[Finding]:
     """The same words in two splits, whatever the punctuation: what was learnt by heart is not measured."""
     for split, others in (("dev", ("train",)), ("test", ("train", "dev"))):
-        seen = {_canonical(row): row for row in data.rows if row.split in others}
-        leaked = [row for row in data.rows if row.split == split and _canonical(row) in seen]
+        seen = {_canonical(row, config): row for row in data.rows if row.split in others}
+        leaked = [row for row in data.rows if row.split == split and _canonical(row, config) in seen]
         if leaked:
-            pairs = [f"{row.where} = {seen[_canonical(row)].where}" for row in leaked[:_SHOWN]]
+            pairs = [f"{row.where} = {seen[_canonical(row, config)].where}" for row in leaked[:_SHOWN]]
             there = " or ".join(others)
-            yield Finding("warning", f"leakage from {there} to {split}", ", ".join(pairs) + _more(leaked), f"{len(leaked)} phrases of {split} that are in {there}", f"drop them from {there}; {split} measures them too kindly")  # fmt: skip
+            yield Finding(
+                "warning",
+                f"leakage from {there} to {split}",
+                ", ".join(pairs) + _more(leaked),
+                f"{len(leaked)} phrases of {split} that are in {there}",
+                f"drop them from {there}; {split} measures them too kindly",
+            )
 
 
 def _conflicts(data: Dataset, config: HeadConfig) -> Iterator[Finding]:
     if config.kind == "token":
         return
-    for group in _grouped(data.rows, key=_said).values():
+    for group in _twinned(data.rows, config):
         labels = {row.labels for row in group}
         if len(labels) > 1:
             named = " and ".join(", ".join(each) or "no label" for each in sorted(labels))
@@ -82,42 +116,64 @@ def _conflicts(data: Dataset, config: HeadConfig) -> Iterator[Finding]:
 
 
 def _small(data: Dataset, config: HeadConfig) -> Iterator[Finding]:
-    train = data.split("train")
-    counts = Counter(label for row in train for label in row.labels)
-    if config.kind == "token":
-        rows = len(train) + len(data.split("dev"))
-        counts = Counter(mark.label for row in train for mark in row.marks)
-        if train and not counts:
-            yield Finding("error", "nothing to learn from", "train", "no span in any row", "mark some, such as [six](time)")  # fmt: skip
-        if train and rows < 2 * FOLDS:
-            yield Finding("error", "nothing to learn from", "train", f"{rows} rows", f"add rows, at least {2 * FOLDS}")  # fmt: skip
+    counts = Counter(name for row in data.split("train") for name in _names(row, config))
     least = 1 if config.kind in ("anchors", "token") else 2
     for label, count in sorted(counts.items()):
         if count < least:
-            yield Finding("error", "label too small", "train", f"{count} phrase of {label!r}", f"add phrases, at least {least}, or drop the label")  # fmt: skip
+            yield Finding(
+                "error",
+                "label too small",
+                "train",
+                f"{count} phrase of {label!r}",
+                f"add phrases, at least {least}, or drop the label",
+            )
     few = sorted(
         (label for label, count in counts.items() if least <= count < FEW), key=lambda label: counts[label]
     )
     if few and config.kind != "anchors":
         shown = ", ".join(f"{label} ({counts[label]})" for label in few[:_SHOWN])
-        yield Finding("warning", "labels with few phrases", "train", f"{shown}{_more(few)}", f"add phrases, {FEW} or more, or train kind anchors")  # fmt: skip
+        yield Finding(
+            "warning",
+            "labels with few phrases",
+            "train",
+            f"{shown}{_more(few)}",
+            f"add phrases, {FEW} or more" + (", or train kind anchors" if config.kind != "token" else ""),
+        )
     if config.kind not in ("anchors", "token") and len(counts) == 1 and not config.multi:
-        yield Finding("error", "one label alone", "train", repr(next(iter(counts))), "add phrases of another label, or train kind anchors")  # fmt: skip
+        yield Finding(
+            "error",
+            "one label alone",
+            "train",
+            repr(next(iter(counts))),
+            "add phrases of another label, or train kind anchors",
+        )
 
 
 def _unknown(data: Dataset, config: HeadConfig) -> Iterator[Finding]:
-    known = {label for row in data.split("train") for label in row.labels}
+    known = {name for row in data.split("train") for name in _names(row, config)}
     for split in ("dev", "test"):
-        strange = [row for row in data.split(split) if set(row.labels) - known]
+        strange = [row for row in data.split(split) if set(_names(row, config)) - known]
         if strange and known:
-            names = sorted({label for row in strange for label in row.labels if label not in known})
-            yield Finding("warning", f"labels of {split} that train does not have", _places(strange), ", ".join(names[:_SHOWN]) + _more(names), "add training phrases, or rename the labels")  # fmt: skip
+            names = sorted({name for row in strange for name in _names(row, config)} - known)
+            yield Finding(
+                "warning",
+                f"labels of {split} that train does not have",
+                _places(strange),
+                ", ".join(names[:_SHOWN]) + _more(names),
+                "add training phrases, or rename the labels",
+            )
 
 
 def _strangers(data: Dataset, config: HeadConfig) -> Iterator[Finding]:
     if config.kind in ("sentence", "anchors") and not config.multi and config.outside == "given":
         if not any(not row.labels for row in data.rows if row.split == "train"):
-            yield Finding("note", "no out-of-scope phrases", "train", "none", f"label some {config.outside_labels[0]!r}, or pass --outside-from labels; without either the head cannot say that a phrase is none of its own")  # fmt: skip
+            yield Finding(
+                "note",
+                "no out-of-scope phrases",
+                "train",
+                "none",
+                f"label some {config.outside_labels[0]!r}, or pass --outside-from labels; without either the head cannot say that a phrase is none of its own",
+            )
 
 
 def _scripts(data: Dataset, config: HeadConfig) -> Iterator[Finding]:
@@ -136,7 +192,13 @@ def _scripts(data: Dataset, config: HeadConfig) -> Iterator[Finding]:
 def _lengths(data: Dataset, config: HeadConfig) -> Iterator[Finding]:
     long = [row for row in data.rows if len(row.phrase.split()) > _LONG]
     if long:
-        yield Finding("note", "long texts", _places(long), f"{len(long)} rows of more than {_LONG} words", "check that each is one turn of speech")  # fmt: skip
+        yield Finding(
+            "note",
+            "long texts",
+            _places(long),
+            f"{len(long)} rows of more than {_LONG} words",
+            "check that each is one turn of speech",
+        )
 
 
 def _borders(data: Dataset, config: HeadConfig) -> Iterator[Finding]:
@@ -153,12 +215,18 @@ def _borders(data: Dataset, config: HeadConfig) -> Iterator[Finding]:
         )
     ]
     if inside:
-        yield Finding("warning", "spans that cut a word", _places(inside), f"{len(inside)} spans", "move their offsets to the word's borders")  # fmt: skip
+        yield Finding(
+            "warning",
+            "spans that cut a word",
+            _places(inside),
+            f"{len(inside)} spans",
+            "move their offsets to the word's borders",
+        )
 
 
-def _near(materials: Materials) -> Iterator[Finding]:
+def _near(materials: Materials, config: HeadConfig) -> Iterator[Finding]:
     train = materials.train
-    said = {_canonical(row) for row in train.rows}
+    said = {_canonical(row, config) for row in train.rows}
     for split, part in (("dev", materials.dev), ("test", materials.test)):
         if not len(part) or not len(train):
             continue
@@ -166,11 +234,17 @@ def _near(materials: Materials) -> Iterator[Finding]:
         close = [
             int(i)
             for i in np.argsort(-cosines, kind="stable")
-            if cosines[i] >= NEAR and _canonical(part.rows[i]) not in said
+            if cosines[i] >= NEAR and _canonical(part.rows[i], config) not in said
         ]
         if close:
             pairs = [f"{part.rows[i].where} ~ {train.rows[nearest[i]].where}" for i in close[:_SHOWN]]
-            yield Finding("note", f"near-duplicates of train in {split}", ", ".join(pairs) + _more(close), f"{len(close)} phrases with a cosine of {NEAR} or more", f"drop them from train where {split} should be new")  # fmt: skip
+            yield Finding(
+                "note",
+                f"near-duplicates of train in {split}",
+                ", ".join(pairs) + _more(close),
+                f"{len(close)} phrases with a cosine of {NEAR} or more",
+                f"drop them from train where {split} should be new",
+            )
 
 
 def _nearest(part: Material, train: Material) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -202,26 +276,39 @@ def _doubtful(materials: Materials, config: HeadConfig) -> list[Finding]:
         f"{train.rows[i].where} {train.rows[i].phrase!r} is {train.rows[i].labels[0]}, rather {answers.names[int(learnt.scores[i].argmax())]}"
         for i in order[:_SHOWN]
     ]
-    return [Finding("warning", "labels that look wrong", "; ".join(shown) + _more(order.tolist()), f"{len(order)} of {len(train)} rows", "look at them, worst first")]  # fmt: skip
+    return [
+        Finding(
+            "warning",
+            "labels that look wrong",
+            "; ".join(shown) + _more(order.tolist()),
+            f"{len(order)} of {len(train)} rows",
+            "look at them, worst first",
+        )
+    ]
 
 
-def _grouped(rows: Sequence[Row], key: Callable[[Row], object]) -> dict[object, list[Row]]:
+def _names(row: Row, config: HeadConfig) -> tuple[str, ...]:
+    """What a row teaches."""
+    return tuple(mark.label for mark in row.marks) if config.kind == "token" else row.labels
+
+
+def _twinned(rows: Sequence[Row], config: HeadConfig) -> list[list[Row]]:
+    """The rows in groups of those that say the same, as far as the head can see."""
     groups: dict[object, list[Row]] = defaultdict(list)
     for row in rows:
-        groups[key(row)].append(row)
-    return groups
+        groups[_before(row, config), row.phrase].append(row)
+    return list(groups.values())
 
 
-def _said(row: Row) -> tuple[object, ...]:
-    return (*((turn.role, turn.text) for turn in row.context), row.phrase)
+def _canonical(row: Row, config: HeadConfig) -> tuple[object, str]:
+    """What is left of a row when punctuation and spacing do not count."""
+    letters = (each for each in row.phrase.casefold() if unicodedata.category(each)[0] not in "PZ")
+    return _before(row, config), "".join(letters)
 
 
-def _canonical(row: Row) -> tuple[object, ...]:
-    """What is left of a phrase in its context when punctuation and spacing do not count."""
-    return (
-        *((turn.role, turn.text) for turn in row.context),
-        "".join(letter for letter in row.phrase.casefold() if unicodedata.category(letter)[0] not in "PZ"),
-    )
+def _before(row: Row, config: HeadConfig) -> tuple[Turn, ...]:
+    """The turns before, where the head reads them."""
+    return row.context if config.kind == "context" else ()
 
 
 def _places(rows: Sequence[Row]) -> str:

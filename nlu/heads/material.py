@@ -60,12 +60,24 @@ class Material:
             wanted[i, [number[label] for label in row.labels if label in number]] = True
         return wanted
 
+    def known(self, names: Sequence[str]) -> NDArray[np.bool_]:
+        """[rows] whether all labels of a row are among the names."""
+        return np.array([set(row.labels) <= set(names) for row in self.rows], np.bool_)
+
     def answers(self, *, exclusive: bool, at_least: int = 2) -> Answers:
         """The rows' labels, numbered; raises ValueError where there is too little to learn from."""
-        weights = np.array([row.weight for row in self.rows], np.float32)
-        return Answers.of(
-            [row.labels for row in self.rows], exclusive=exclusive, at_least=at_least, weights=None if (weights == 1).all() else weights
-        )  # fmt: skip
+        given = np.array([row.weight for row in self.rows], np.float32)
+        weights = None if (given == 1).all() else given
+        labels = [row.labels for row in self.rows]
+        return Answers.of(labels, exclusive=exclusive, at_least=at_least, weights=weights)
+
+    def joined(self, other: Material) -> Material:
+        """These rows, then the others."""
+        return Material(
+            [*self.rows, *other.rows],
+            [*self.encodings, *other.encodings],
+            [*self.contexts, *other.contexts],
+        )
 
     def take(self, chosen: Sequence[int]) -> Material:
         """Some of the rows."""
@@ -96,16 +108,17 @@ def encode(data: Dataset, store: VectorStore, *, tokens: bool) -> Materials:
         "outside": [*data.split("train", outside=True), *data.split("dev", outside=True)],
         "outside_test": data.split("test", outside=True),
     }
-    turns = [turn.text for rows in parts.values() for row in rows for turn in row.context]
     phrases = [row.phrase for rows in parts.values() for row in rows]
     known = dict(zip(phrases, store.encode(phrases, tokens), strict=True))
-    said = dict(zip(turns, store.encode(turns, False), strict=True))
-    return Materials(**{name: _material(rows, known, said) for name, rows in parts.items()})
+    said = [turn.text for rows in parts.values() for row in rows for turn in row.context]
+    turns = [text for text in said if text not in known]
+    known |= dict(zip(turns, store.encode(turns, False), strict=True))
+    return Materials(**{name: _material(rows, known) for name, rows in parts.items()})
 
 
-def _material(rows: Sequence[Row], known: dict[str, Encoding], said: dict[str, Encoding]) -> Material:
+def _material(rows: Sequence[Row], known: dict[str, Encoding]) -> Material:
     return Material(
         rows,
         [known[row.phrase] for row in rows],
-        [[HeardTurn(turn.role, said[turn.text]) for turn in row.context] for row in rows],
+        [[HeardTurn(turn.role, known[turn.text]) for turn in row.context] for row in rows],
     )

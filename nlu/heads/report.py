@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators.annotator import Encoding, Heard, HeardTurn
+from annotators.annotator import Heard
 from annotators.fleet import Fleet
 from annotators.table import Head
 from nlu.heads.data import Dataset, Row
 from nlu.heads.material import Material
-from nlu.heads.verdict import Verdict, confidence, decided, f_scores, resampled, share
+from nlu.heads.verdict import Verdict, confidence, f_scores, resampled, share, uncalibrated
 
 FORMAT = 1
 _PAIRS, _PHRASES, _ERRORS, _CURVES, _POINTS, _BINS = 15, 5, 40, 12, 60, 10
@@ -58,11 +58,9 @@ def script(phrase: str) -> str:
 
 def classes(verdict: Verdict) -> list[dict[str, Any]]:
     """Precision, recall and F1 of every label as it is accepted, worst first."""
-    wanted, said = verdict.wanted, verdict.accepted
-    outside = verdict.outside_accepted
-    f1 = resampled(wanted, said, lambda counts: f_scores(*counts, 1.0))
-    hits, support = (wanted & said).sum(axis=0), wanted.sum(axis=0)
-    proposed = said.sum(axis=0) + outside.sum(axis=0)
+    wanted, said = verdict.everyone
+    f1 = resampled(wanted, said, lambda counts: f_scores(counts, 1.0))
+    hits, support, proposed = ((wanted & said).sum(axis=0), wanted.sum(axis=0), said.sum(axis=0))
     rows = [
         {
             "label": label,
@@ -103,37 +101,41 @@ def confusions(verdict: Verdict) -> list[dict[str, Any]]:
 
 def coverage(verdict: Verdict) -> list[dict[str, float]]:
     """How much would be answered, and how much of it right, if one threshold held for all labels."""
-    scores, right = confidence(verdict, verdict.scores)
     if not verdict.spec.exclusive:
         return []
+    scores, right = confidence(verdict, verdict.scores)
     order = np.argsort(-scores, kind="stable")
     precision = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
-    points = np.unique(np.linspace(0, len(order) - 1, _POINTS).astype(int))
     return [
-        {"threshold": float(scores[order[i]]), "coverage": float((i + 1) / len(order)), "precision": float(precision[i])}
-        for i in points
+        {"threshold": float(scores[order[i]]), "coverage": (i + 1) / len(order), "precision": float(precision[i])}
+        for i in _cuts(scores[order])
     ]  # fmt: skip
+
+
+def _cuts(falling: NDArray[Any]) -> list[int]:
+    """Where thresholds can lie among scores that fall: the last of each score, thinned to so many as a chart shows."""
+    last = np.flatnonzero(np.append(falling[1:] < falling[:-1], True))
+    chosen: list[int] = last[np.unique(np.linspace(0, len(last) - 1, _POINTS).astype(int))].tolist()
+    return chosen
 
 
 def curves(verdict: Verdict, worst: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Precision over recall of the labels that need a look, with the point that the threshold chose."""
     found = []
+    scores, wanted = np.concatenate([verdict.scores, verdict.outside]), verdict.everyone[0]
+    sayable = verdict.sayable
     for row in [each for each in worst if each["support"]][:_CURVES]:
         label = verdict.spec.labels.index(row["label"])
-        scores, wanted = verdict.scores[:, label].copy(), verdict.wanted[:, label]
-        if verdict.spec.exclusive:
-            scores[verdict.best != label] = -1.0  # it is never said there
-        order = np.argsort(-scores, kind="stable")
-        order = order[scores[order] >= 0]
+        mine = np.flatnonzero(sayable[:, label])
+        order = mine[np.argsort(-scores[mine, label], kind="stable")]
         if not len(order):
             continue
-        hits = np.cumsum(wanted[order])
-        points = np.unique(np.linspace(0, len(order) - 1, _POINTS).astype(int))
+        hits, points = np.cumsum(wanted[order, label]), np.array(_cuts(scores[order, label]))
         found.append(
             {
                 "label": row["label"],
                 "threshold": row["threshold"],
-                "recall": (hits[points] / max(1, wanted.sum())).tolist(),
+                "recall": (hits[points] / row["support"]).tolist(),
                 "precision": (hits[points] / (points + 1)).tolist(),
                 "chosen": [row["recall"]["value"], row["precision"]["value"]],
             }
@@ -141,9 +143,10 @@ def curves(verdict: Verdict, worst: Sequence[dict[str, Any]]) -> list[dict[str, 
     return found
 
 
-def reliability(verdict: Verdict, before: FloatArray) -> dict[str, list[dict[str, float]]]:
+def reliability(verdict: Verdict) -> dict[str, list[dict[str, float]]]:
     """What scores promise and what they keep, in bins of equal size, before and after calibration."""
-    return {"before": bins(*confidence(verdict, before)), "after": bins(*confidence(verdict, verdict.scores))}
+    before, after = confidence(verdict, uncalibrated(verdict)), confidence(verdict, verdict.scores)
+    return {"before": bins(*before), "after": bins(*after)}
 
 
 def bins(scores: NDArray[np.float64], right: Bools) -> list[dict[str, float]]:
@@ -156,25 +159,27 @@ def bins(scores: NDArray[np.float64], right: Bools) -> list[dict[str, float]]:
     ]
 
 
-def errors(
-    verdict: Verdict, vectors: FloatArray, train: Material, train_vectors: FloatArray
-) -> list[dict[str, Any]]:
-    """The surest wrong answers, each beside the training phrases it is nearest to."""
+def errors(verdict: Verdict, rows: Material, train: Material) -> list[dict[str, Any]]:
+    """The surest wrong answers among the rows, each beside the training phrases, itself not among them, that it is nearest to."""
     if verdict.spec.exclusive:
         wrong = np.flatnonzero(~verdict.right)
         sureness = verdict.scores[wrong, verdict.best[wrong]]
     else:
-        wrong = np.flatnonzero((verdict.accepted != verdict.wanted).any(axis=1))
-        sureness = np.abs(verdict.scores[wrong] - ~verdict.wanted[wrong]).min(axis=1) * -1
+        wrong = np.flatnonzero(~verdict.exact)
+        sureness = np.abs(verdict.scores[wrong] - verdict.wanted[wrong]).max(axis=1)
     chosen = wrong[np.argsort(-sureness, kind="stable")][:_ERRORS]
     if not len(chosen):
         return []
-    cosines = vectors[chosen] @ train_vectors.T
-    near = np.argsort(-cosines, axis=1)[:, :3]
+    cosines = rows.take(chosen.tolist()).vectors @ train.vectors.T
+    places = {row.where: j for j, row in enumerate(train.rows)}
+    for i, row in enumerate(chosen):
+        if (itself := places.get(rows.rows[row].where)) is not None:
+            cosines[i, itself] = -np.inf
+    near = np.argsort(-cosines, axis=1)[:, : min(3, len(train) - 1)]
     return [
         {
             "text": verdict.phrases[row],
-            "gold": _named(verdict, verdict.wanted[row]) or "none of these",
+            "gold": ", ".join(rows.rows[row].labels) or "nothing",
             "predicted": verdict.spec.labels[verdict.best[row]]
             if verdict.spec.exclusive
             else _named(verdict, verdict.accepted[row]) or "nothing",
@@ -239,17 +244,13 @@ def _histogram(scores: FloatArray) -> list[int]:
     return counts
 
 
-def without_gate(verdict: Verdict) -> Bools:
-    """[outsiders, labels] what would be accepted if there were no score of being out of scope."""
-    return decided(verdict.spec, verdict.outside, None)
-
-
-def cost_us(head: Head, encodings: Sequence[Encoding], phrases: Sequence[str], contexts: Sequence[Sequence[HeardTurn]]) -> float:  # fmt: skip
+def cost_us(head: Head, rows: Material) -> float:
     """Microseconds of one answer, the median of many, on this machine and one thread."""
     fleet = Fleet([head])
+    some = rows.take(range(min(50, len(rows))))
     heards = [
         Heard.alone(phrase, encoding, context)
-        for phrase, encoding, context in zip(phrases[:50], encodings[:50], contexts[:50], strict=True)
+        for phrase, encoding, context in zip(some.phrases, some.encodings, some.contexts, strict=True)
     ]
     taken = []
     for i in range(_TIMED):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ class Verdict:
     raw: FloatArray  # [rows, labels]
     scores: FloatArray  # [rows, labels], calibrated
     wanted: Bools  # [rows, labels]
+    known: Bools  # [rows] whether the head has all labels that a row should be answered with
     strangeness: FloatArray | None  # [rows] score of being out of scope
     outside: FloatArray  # [outsiders, labels], calibrated
     outside_strangeness: FloatArray | None  # [outsiders]
@@ -59,35 +60,60 @@ class Verdict:
         return decided(self.spec, self.scores, self.strangeness)
 
     @property
+    def everyone(self) -> tuple[Bools, Bools]:
+        """[rows and outsiders, labels] what is wanted, and what is accepted."""
+        strange = self.outside_accepted
+        return np.concatenate([self.wanted, np.zeros_like(strange)]), np.concatenate([self.accepted, strange])
+
+    @property
+    def sayable(self) -> Bools:
+        """[rows and outsiders, labels] what would be accepted if no label had a threshold."""
+        anything = self.spec.model_copy(update={"thresholds": (0.0,) * len(self.spec.labels)})
+        return np.concatenate(
+            [
+                decided(anything, self.scores, self.strangeness),
+                decided(anything, self.outside, self.outside_strangeness),
+            ]
+        )
+
+    @property
+    def exact(self) -> Bools:
+        """[rows] whether just what is wanted is accepted."""
+        return np.asarray((self.accepted == self.wanted).all(axis=1) & self.known, np.bool_)
+
+    @property
     def outside_accepted(self) -> Bools:
         """[outsiders, labels]."""
         return decided(self.spec, self.outside, self.outside_strangeness)
 
 
 def decided(spec: Spec, scores: FloatArray, strangeness: FloatArray | None) -> Bools:
-    """[rows, labels] which labels are accepted, by the rule that serving goes by."""
-    over = scores >= np.array(spec.thresholds, np.float32)
+    """[rows, labels] which labels are accepted, by the rule that serving goes by, and in its precision."""
+    over: Bools = scores >= np.array(spec.thresholds, np.float64)
     if spec.exclusive:
         over &= np.arange(scores.shape[1]) == scores.argmax(axis=1)[:, None]
     if spec.outside is not None and strangeness is not None:
-        over &= (strangeness < spec.outside.threshold)[:, None]
-    accepted: Bools = over
-    return accepted
+        over &= (strangeness < np.float64(spec.outside.threshold))[:, None]
+    return over
 
 
 def judge(head: ClassHead, rows: Material, outside: Material) -> Verdict:
     """The answers of a stored head."""
     raw, scores, strangeness = answers(head, rows)
     _, strange, outside_strangeness = answers(head, outside)
-    return Verdict(head.spec, rows.phrases, raw, scores, rows.wanted(head.spec.labels), strangeness, strange, outside_strangeness)  # fmt: skip
-
-
-def of_folds(spec: Spec, learnt: Learnt, phrases: Sequence[str]) -> Verdict:
-    """What the folds' held-out rows were answered; where there is no test split."""
-    fitted, none = learnt.outside, np.zeros((0, len(spec.labels)), np.float32)
+    names = head.spec.labels
     return Verdict(
-        spec, phrases, learnt.raw, learnt.scores, learnt.answers.wanted,
-        None if fitted is None else fitted.inside_scores, none, None if fitted is None else fitted.outside_scores[:0],
+        head.spec, rows.phrases, raw, scores, rows.wanted(names), rows.known(names), strangeness, strange, outside_strangeness
+    )  # fmt: skip
+
+
+def of_folds(spec: Spec, learnt: Learnt, rows: Material) -> Verdict:
+    """What the held-out rows, which are those of the folds and of dev, were answered; where there is no test split."""
+    strangeness = None if learnt.outside is None else learnt.outside.inside_scores
+    none = np.zeros((0, len(spec.labels)), np.float32)
+    return Verdict(
+        spec, rows.phrases, learnt.raw, learnt.scores, learnt.answers.wanted, rows.known(spec.labels), strangeness,
+        none, None if strangeness is None else none[:, 0],
     )  # fmt: skip
 
 
@@ -117,24 +143,23 @@ def summary(verdict: Verdict, *, beta: float) -> dict[str, Any]:
     if spec.exclusive:
         best = np.arange(wanted.shape[1]) == verdict.best[:, None]
         found["accuracy"] = share(int(verdict.right.sum()), len(wanted))
-        found["macro_f1"] = resampled(wanted, best, lambda counts: _macro(f_scores(*counts, 1.0), counts))
+        found["macro_f1"] = resampled(wanted, best, lambda counts: _macro(counts, 1.0))
     else:
-        found["macro_f1"] = resampled(wanted, accepted, lambda counts: _macro(f_scores(*counts, 1.0), counts))
+        found["macro_f1"] = resampled(wanted, accepted, lambda counts: _macro(counts, 1.0))
         found["micro_f1"] = resampled(wanted, accepted, lambda counts: _micro(counts, 1.0))
-    refused = verdict.outside_accepted
-    everyone = np.concatenate([wanted, np.zeros_like(refused)]), np.concatenate([accepted, refused])
-    found["f_beta"] = resampled(*everyone, lambda counts: _macro(f_scores(*counts, beta), counts)) | {
-        "beta": beta
-    }
+    strange = verdict.outside_accepted
+    found["f_beta"] = resampled(*verdict.everyone, lambda counts: _macro(counts, beta)) | {"beta": beta}
     found["recall"] = share(int((wanted & accepted).sum()), int(wanted.sum()))
     found["promised_recall"] = spec.metrics.get("promised_recall")
     found["coverage"] = share(int(accepted.any(axis=1).sum()), len(accepted))
-    found["accepted_precision"] = share(int((wanted & accepted).sum()), int(accepted.sum()))
+    found["accepted_precision"] = share(
+        int((wanted & accepted).sum()), int(accepted.sum()) + int(strange.sum())
+    )
     found["ece_before"], found["ece_after"] = calibration_errors(verdict)
     if (auc := _auroc(verdict)) is not None:
         found["auroc"] = auc
-    if len(refused):
-        found["outside_recall"] = share(int((~refused.any(axis=1)).sum()), len(refused))
+    if len(strange):
+        found["outside_recall"] = share(int((~strange.any(axis=1)).sum()), len(strange))
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -154,13 +179,17 @@ def _auroc(verdict: Verdict) -> float | None:
 
 def calibration_errors(verdict: Verdict) -> tuple[float, float]:
     """Expected calibration error before and after calibration: of the best label, or of every label's answer."""
-    plain = verdict.spec.model_copy(
-        update={"scale": (1.0,) * len(verdict.spec.labels), "shift": (0.0,) * len(verdict.spec.labels)}
-    )
-    before = linked(plain, verdict.raw)[1]
-    return tuple(
-        expected_calibration_error(*confidence(verdict, scores)) for scores in (before, verdict.scores)
-    )  # type: ignore[return-value]
+    before, after = confidence(verdict, uncalibrated(verdict)), confidence(verdict, verdict.scores)
+    return expected_calibration_error(*before), expected_calibration_error(*after)
+
+
+def uncalibrated(verdict: Verdict) -> FloatArray:
+    """[rows, labels] what scores would be without calibration; of anchors, the cosines."""
+    if verdict.spec.kind == "anchors":
+        return verdict.raw
+    count = len(verdict.spec.labels)
+    plain = verdict.spec.model_copy(update={"scale": (1.0,) * count, "shift": (0.0,) * count})
+    return linked(plain, verdict.raw)[1]
 
 
 def confidence(verdict: Verdict, scores: FloatArray) -> tuple[NDArray[np.float64], Bools]:
@@ -172,39 +201,41 @@ def confidence(verdict: Verdict, scores: FloatArray) -> tuple[NDArray[np.float64
     return scores[rows, best].astype(np.float64), verdict.wanted[rows, best]
 
 
-Counts = tuple[
-    NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]
-]  # hits, proposed, positives [..., labels]
+class Counts(NamedTuple):
+    """What F-scores are made of, [..., labels] each."""
+
+    hits: NDArray[np.float64]
+    proposed: NDArray[np.float64]
+    positives: NDArray[np.float64]
 
 
-def f_scores(hits: NDArray[np.float64], proposed: NDArray[np.float64], positives: NDArray[np.float64], beta: float) -> NDArray[np.float64]:  # fmt: skip
+def f_scores(counts: Counts, beta: float) -> NDArray[np.float64]:
     """F-beta of each label; 0 where a label was neither wanted nor said."""
+    hits, proposed, positives = counts
     scores: NDArray[np.float64] = (1 + beta**2) * hits / np.maximum(proposed + beta**2 * positives, 1e-9)
     return scores
 
 
-def _macro(scores: NDArray[np.float64], counts: Counts) -> NDArray[np.float64]:
+def _macro(counts: Counts, beta: float) -> NDArray[np.float64]:
     """The mean over labels that some row has."""
-    present = counts[2] > 0
-    mean: NDArray[np.float64] = np.where(present, scores, 0).sum(axis=-1) / np.maximum(
-        present.sum(axis=-1), 1
-    )
+    present = counts.positives > 0
+    scores = np.where(present, f_scores(counts, beta), 0)
+    mean: NDArray[np.float64] = scores.sum(axis=-1) / np.maximum(present.sum(axis=-1), 1)
     return mean
 
 
 def _micro(counts: Counts, beta: float) -> NDArray[np.float64]:
-    hits, proposed, positives = (count.sum(axis=-1) for count in counts)
-    return f_scores(hits, proposed, positives, beta)
+    return f_scores(Counts(*(count.sum(axis=-1) for count in counts)), beta)
 
 
 def resampled(
     wanted: Bools, said: Bools, measure: Callable[[Counts], NDArray[np.float64]], *, seed: int = 0
 ) -> dict[str, Any]:
     """A measure of hits, proposals and positives, with a bootstrap interval over rows; arrays a label give lists."""
-    hits, proposed, positives = (each.astype(np.float32) for each in (wanted & said, said, wanted))
-    value = measure((hits.sum(axis=0), proposed.sum(axis=0), positives.sum(axis=0)))
+    each = [rows.astype(np.float32) for rows in (wanted & said, said, wanted)]
+    value = measure(Counts(*(rows.sum(axis=0, dtype=np.float64) for rows in each)))
     drawn = np.random.default_rng(seed).poisson(1.0, (_RESAMPLES, len(wanted))).astype(np.float32)
-    trials = measure((drawn @ hits, drawn @ proposed, drawn @ positives))  # type: ignore[arg-type]
+    trials = measure(Counts(*((drawn @ rows).astype(np.float64) for rows in each)))
     low, high = np.percentile(trials, [2.5, 97.5], axis=0)
     return {"value": value.tolist(), "low": low.tolist(), "high": high.tolist()}
 

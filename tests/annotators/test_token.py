@@ -55,9 +55,27 @@ def test_token_tags_are_outside_then_begin_and_inside_of_every_label() -> None:
     assert tags_of(("time", "who")) == TAGS
 
 
-def test_token_windows_are_before_self_after() -> None:
+@pytest.mark.parametrize(
+    ("reach", "edges", "rows"),
+    [
+        pytest.param(0, False, [[1, 2], [3, 4], [5, 6]], id="itself"),
+        pytest.param(1, False, [[0, 0, 1, 2, 3, 4], [1, 2, 3, 4, 5, 6], [3, 4, 5, 6, 0, 0]], id="before and after"),
+        pytest.param(0, True, [[1, 2, 1, 0], [3, 4, 0, 0], [5, 6, 0, 1]], id="first and last"),
+        pytest.param(
+            2, True,
+            [[0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 1, 0], [0, 0, 1, 2, 3, 4, 5, 6, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6, 0, 0, 0, 0, 0, 1]],
+            id="farther, first and last",
+        ),
+    ],
+)  # fmt: skip
+def test_token_windows_by_hand(reach: int, edges: bool, rows: list[list[float]]) -> None:
     tokens = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
-    assert windows(tokens).tolist() == [[0, 0, 1, 2, 3, 4], [1, 2, 3, 4, 5, 6], [3, 4, 5, 6, 0, 0]]
+    assert windows(tokens, reach, edges=edges).tolist() == rows
+
+
+def test_token_windows_of_one_token_and_of_none() -> None:
+    assert windows(np.ones((1, 1), np.float32), 1, edges=True).tolist() == [[0, 1, 0, 1, 1]]
+    assert windows(np.ones((0, 1), np.float32), 1, edges=True).shape == (0, 5)
 
 
 def test_token_legal_steps_by_hand() -> None:
@@ -383,6 +401,26 @@ def test_token_reads_the_heaviest_hypothesis(best: int, spans: list[str]) -> Non
     assert [span.label for span in reader().annotate(turn).spans] == spans
 
 
+@pytest.mark.parametrize("reach", [0, 2])
+@pytest.mark.parametrize("edges", [False, True])
+def test_token_head_reads_as_far_as_it_says(tmp_path: Path, reach: int, edges: bool) -> None:
+    """A head that begins a span at a token whose window, edges and all, holds more than the bias allows."""
+    width = 2 * reach + 1 + 2 * edges
+    weight = np.stack([np.zeros(width), np.ones(width), np.zeros(width)]).astype(np.float32)
+    spec = make_spec(("time",), kind="token", params={"reach": reach, "edges": edges}, thresholds=(0.0,))
+    TokenHead(spec, weight, np.array([0, -2.5, -30], np.float32)).save(tmp_path)
+    head, tokens = TokenHead.load(tmp_path), np.array([[2], [2], [0], [1]], np.float32)
+    sums = [tokens[max(0, i - reach) : i + reach + 1].sum() + (edges and i in (0, 3)) for i in range(4)]
+    assert (head.token_dim, head.reach, head.edges) == (1, reach, edges)
+    assert [first for _, first, _, _ in head.proposed(tokens)] == [i for i in range(4) if sums[i] > 2.5]
+
+
+def test_token_doubt_is_that_of_the_least_sure_token() -> None:
+    tokens = np.concatenate([sure("O", probability=0.9), sure("B-who", probability=0.6), sure("O")])
+    assert reader().doubt(tokens) == pytest.approx(0.4, abs=1e-6)
+    assert reader().doubt(tokens[:0]) == reader().doubt(None) == 0.0
+
+
 @pytest.mark.parametrize("scheme", ["bio", "words"])
 @pytest.mark.parametrize("learnt", [False, True], ids=["legal steps", "learnt steps"])
 def test_token_comes_back_as_saved(tmp_path: Path, scheme: str, learnt: bool) -> None:
@@ -422,6 +460,14 @@ def tensors(tags: int, **replaced: NDArray[np.float64]) -> dict[str, NDArray[np.
         pytest.param({"scheme": "words"}, tensors(5), "found tensor 'weight' of shape 5x15, expected 3xany", id="tags of runs"),
         pytest.param({"scheme": "bilou"}, tensors(5), "found params.scheme = 'bilou', expected 'bio' or 'words'", id="unknown scheme"),
         pytest.param({"scheme": 1}, tensors(3), "found params.scheme = 1, expected 'bio' or 'words'", id="no scheme"),
+        pytest.param({"reach": 5}, tensors(5), "found params.reach = 5, expected a whole number from 0 to 4", id="too far"),
+        pytest.param({"reach": -1}, tensors(5), "found params.reach = -1, expected a whole number from 0 to 4", id="backwards"),
+        pytest.param({"reach": "1"}, tensors(5), "found params.reach = '1', expected a whole number from 0 to 4", id="no number"),
+        pytest.param({"reach": 3}, tensors(5), "found weights 15 wide, expected a multiple of 7", id="another reach"),
+        pytest.param({"edges": True}, tensors(5), "found weights 15 wide, expected a multiple of 3 and 2 more for the edges", id="no edges"),
+        pytest.param(
+            {"edges": True}, tensors(5, weight=np.zeros((5, 2))), "found weights 2 wide, expected a multiple of 3 and 2 more", id="only edges"
+        ),
         pytest.param({"temperature": 0}, tensors(5), "found params.temperature = 0, expected a number above 0", id="temperature 0"),
         pytest.param({"temperature": "1"}, tensors(5), "found params.temperature = '1', expected a number above 0", id="a text"),
     ],
