@@ -64,9 +64,9 @@ class RulesHead:
 
     def _test(self) -> None:
         tests = self.spec.params.get("tests", {})
-        if not isinstance(tests, dict):
+        if not isinstance(tests, dict) or not all(isinstance(each, list | tuple) for each in tests.values()):
             raise HeadInvalid(
-                self.spec.name, found=f"params.tests = {tests!r}", expected="expectations by phrase"
+                self.spec.name, found=f"params.tests = {tests!r}", expected="lists of expectations by phrase"
             )
         for phrase, expected in tests.items():
             labels, spans = self.matched(phrase)

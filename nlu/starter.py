@@ -410,7 +410,8 @@ def _punctuation(fingerprint: str, folder: Path, vectors: Vectors) -> tuple[Head
     test = _few(_spoken(folder / "test.jsonl.gz"), _TEST_ROWS)
     vectors.learn(about.name, [row.phrase for row in (*train, *test)])
     taught, asked = ([_whole(row, vectors) for row in part] for part in (train, test))
-    head = fit_token(about, taught, scheme="words", restores=True).head
+    # A wrong capital or mark is read as a mistake, a missing one is not.
+    head = fit_token(about, taught, scheme="words", restores=True, beta=0.7).head
     words = [replace(phrase, spans=by_token(phrase)) for phrase in asked]
     tested_on = f"{folder.name}/test"
     return head, [Row(about.name, about.made_by, tested_on, _measure_spans(Fleet([head]), about.name, words))]

@@ -56,6 +56,7 @@ def adapt(
 
     with extra("heads"):
         from nlu.heads import adapt as training
+        from nlu.heads import questions
     if not 0 < eps < 1:
         raise typer.BadParameter(f"--eps: found {eps}, expected more than 0 and less than 1")
     kind, _, name = out_folder.name.partition(".")
@@ -71,7 +72,7 @@ def adapt(
         vectors = VectorStore(
             store, vectorizer, settings_for().workers, lambda done, total: track.step("encoding", done, total)
         )
-        library = training.read_library(
+        library = questions.read_library(
             index,
             lambda phrases: np.stack(
                 [encoding.sentence for encoding in vectors.encode(phrases, tokens=False)]
@@ -79,7 +80,7 @@ def adapt(
             uncased=vectorizer.spec.uncased,
         )
         adapter = training.adapt(
-            training.read_pairs(pairs, library),
+            questions.read_pairs(pairs, library),
             library,
             training.Wanted(rank=rank, eps=eps, max_harm=max_harm, seed=seed),
             fingerprint=vectorizer.fingerprint,

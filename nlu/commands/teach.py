@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -20,10 +22,10 @@ from nlu.commands.options import (
     vectorizer_folder,
     verified,
 )
-from nlu.progress import Bar
+from nlu.progress import Bar, err
 
 if TYPE_CHECKING:
-    from nlu.heads.data import Finding
+    from nlu.heads.data import Dataset, Finding
 
 app = typer.Typer()
 
@@ -87,10 +89,8 @@ def check(
     dataset = read(chosen, uncased=vectorizer.spec.uncased)
     findings = [*dataset.findings, *checks.texts(dataset, chosen)]
     if vectors and not any(finding.severity == "error" for finding in findings):
-        with Bar() as track:
-            known = _store(store, vectorizer, track)
+        with extra("heads"), Bar() as track, closing(_store(store, vectorizer, track)) as known:
             findings += checks.vectors(encode(dataset, known, tokens=False), chosen)
-            known.close()
     counts = {split: len(dataset.split(split)) for split in ("train", "dev", "test")}
     bad = any(finding.severity == "error" for finding in findings)
     if as_json:
@@ -139,7 +139,8 @@ def train(
         int | None, typer.Option(help="Of kind context: how many earlier turns it sees.")
     ] = None,
     skip_bad: Annotated[
-        bool | None, typer.Option("--skip-bad", help="Leave rows out that cannot be read, instead of training nothing.")
+        bool | None,
+        typer.Option("--skip-bad", help="Leave rows out that cannot be read, instead of training nothing."),
     ] = None,
     shots: Annotated[str, typer.Option(help="Also measure with so many phrases a label, e.g. 5,10.")] = "",
     seeds: Annotated[int | None, typer.Option(help="Draws of each number of phrases.")] = None,
@@ -157,11 +158,11 @@ def train(
         from nlu.heads.train import PAGE
         from nlu.heads.train import train as run
     chosen = configs.load(
-        config, name=name if name or config else out_folder.name, kind=kind, task=task, files=_files(data, dev, test, outside),
+        config, name=name if name or config else out_folder.resolve().name, kind=kind, task=task, files=_files(data, dev, test, outside),
         columns=_columns(columns), scheme=scheme, multi=multi, balanced=balanced, hidden=hidden, beta=beta, outside=outside_from,
         turns=turns, shots=_numbers("--shots", shots), shot_seeds=seeds, cross_validate=cross_validate, seed=seed, skip_bad=skip_bad,
     )  # fmt: skip
-    with Bar() as track:
+    with extra("heads"), Bar() as track:
         trained = run(
             chosen,
             _vectorizer(bundle),
@@ -176,9 +177,8 @@ def train(
     _show_findings([finding for finding in trained.findings if finding.severity != "note"])
     _show_report(trained.report)
     seconds, named = trained.report["seconds"], trained.folder
-    out.print(
-        f"{named}: {trained.report['head']['bytes']:,} bytes in {seconds['total']:.1f} s; {out_folder / PAGE} tells all"
-    )
+    size = f"{trained.report['head']['bytes']:,} bytes in {seconds['total']:.1f} s"
+    out.print(f"{named}: {size}; {out_folder / PAGE} tells all", markup=False)
     out.print(Text(f"next: nlu heads add {out_folder} --out BUNDLE, or nlu heads replace", style="dim"))
 
 
@@ -202,7 +202,8 @@ def compare(
     with extra("heads"):
         from nlu.heads import compare as comparing
     if (data is None) == (traffic is None):
-        raise typer.BadParameter("found " + ("both --data and --traffic" if data else "neither --data nor --traffic") + ", expected one of them")  # fmt: skip
+        given = "both --data and --traffic" if data else "neither --data nor --traffic"
+        raise typer.BadParameter(f"found {given}, expected one of them")
     first, second = _head(before, bundle), _head(after, bundle)
     comparing.check(first, second)
     rows = _material(first, data or [traffic], columns, bundle, store, labelled=data is not None)
@@ -211,7 +212,7 @@ def compare(
         print_json(found)
         return
     if found["measures"]:
-        table = Table("", before, after, "change, 95 %", box=None, pad_edge=False, header_style="dim")
+        table = _table("", before, after, "change, 95 %")
         for name, measure in found["measures"].items():
             interval = f"{measure['change_low']:+.3f} to {measure['change_high']:+.3f}"
             table.add_row(
@@ -221,17 +222,10 @@ def compare(
     out.print(f"{len(found['flips'])} of {found['phrases']} phrases are answered differently")
     for pair in found["by_pair"][:show]:
         out.print(Text(f"{pair['count']:>6}  {pair['before']} -> {pair['after']}", style="bold"))
-        for flip in [
-            each
-            for each in found["flips"]
-            if (each["before"], each["after"]) == (pair["before"], pair["after"])
-        ][:3]:
-            out.print(
-                Text(
-                    f"        {flip['phrase']}" + (f"   ({flip['gold']})" if flip["gold"] else ""),
-                    style="dim",
-                )
-            )
+        changed = (pair["before"], pair["after"])
+        for flip in [each for each in found["flips"] if (each["before"], each["after"]) == changed][:3]:
+            gold = f"   ({flip['gold']})" if flip["gold"] else ""
+            out.print(Text(f"        {flip['phrase']}{gold}", style="dim"))
 
 
 @app.command()
@@ -265,14 +259,12 @@ def suggest(
     if as_json:
         print_json({"pool": len(rows), "suggestions": [each._asdict() for each in found]})
         return
-    table = Table("unsure", "phrase", "guess", "or", box=None, pad_edge=False, header_style="dim")
+    table = _table("unsure", "phrase", "guess", "or")
     for each in found:
-        table.add_row(f"{each.uncertainty:.2f}", Text(each.phrase), each.guess, each.runner_up)
+        table.add_row(f"{each.uncertainty:.2f}", *map(Text, (each.phrase, each.guess, each.runner_up)))
     out.print(table)
-    out.print(
-        f"{len(found)} of {len(rows)} phrases"
-        + (f" in {out_file}; label them in a column label" if out_file else "")
-    )
+    there = f" in {out_file}; label them in a column label" if out_file else ""
+    out.print(f"{len(found)} of {len(rows)} phrases{there}", markup=False)
 
 
 def _head(named: str, bundle: Path | None) -> Any:
@@ -301,60 +293,64 @@ def _material(
             f"head {head.spec.name}: found one trained on vectorizer {wanted[:12]}, expected {vectorizer.fingerprint[:12]}, the bundle's; "
             "retrain it, or name its bundle with --bundle"
         )
-    kind = head.spec.kind if labelled and head.spec.kind != "rules" else "sentence"
+    spec = head.spec
+    kind = spec.kind if labelled and spec.kind != "rules" else "sentence"
     chosen = configs.load(
-        None, name=head.spec.name, kind=kind, files={"test" if labelled else "outside": files}, columns=_columns(columns),
-        multi=(not head.spec.exclusive and kind == "sentence") or None, scheme="restore" if head.spec.params.get("restores") else None,
+        None, name=spec.name, kind=kind, files={"test" if labelled else "outside": files}, columns=_columns(columns),
+        multi=(not spec.exclusive and kind == "sentence") or None,
+        scheme="restore" if kind == "token" and spec.params.get("restores") else None,
     )  # fmt: skip
     dataset = read(chosen, uncased=vectorizer.spec.uncased)
-    if dataset.findings:
-        finding = dataset.findings[0]
+    _readable(dataset, needed=labelled)
+    with Bar() as track, closing(_store(store, vectorizer, track)) as known:
+        materials = encode(dataset, known, tokens=spec.kind == "token")
+    rows = (materials.test if labelled else materials.outside).joined(materials.outside_test)
+    if not len(rows):
+        named = ", ".join(map(str, files))
         raise ValueError(
-            f"{finding.where}: {finding.what}: found {finding.found}; {finding.remedy} (and {len(dataset.findings) - 1} more)"
+            f"{named}: found no phrases to ask, expected some, of split test where rows have one; check the file"
         )
-    with Bar() as track:
-        known = _store(store, vectorizer, track)
-        materials = encode(dataset, known, tokens=head.spec.kind == "token")
-        known.close()
-    return materials.test if labelled else materials.outside
+    return rows
+
+
+def _readable(dataset: Dataset, *, needed: bool) -> None:
+    """Bad rows: of labelled ones each is needed, of traffic they are left out. Raises ValueError."""
+    bad = dataset.findings
+    if not bad:
+        return
+    said = f"{bad[0].where}: {bad[0].what}: found {bad[0].found}; {bad[0].remedy}"
+    more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+    if needed:
+        raise ValueError(said + more)
+    err.print(Text(f"left out: {said}{more}", style="yellow"))
+
+
+def _table(*headings: str) -> Table:
+    return Table(*map(escape, headings), box=None, pad_edge=False, header_style="dim")
 
 
 def _show_report(report: dict[str, Any]) -> None:
     """The summary, and the labels that need a look."""
-    table = Table(
-        f"measured on {report.get('measured_on', 'its tests')}",
-        "",
-        "95 %",
-        box=None,
-        pad_edge=False,
-        header_style="dim",
-    )
-    for measure, found in report.get("summary", {}).items():
-        value, interval = (
-            (found, "")
-            if not isinstance(found, dict)
-            else (found["value"], f"{found['low']:.3f} to {found['high']:.3f}")
-        )
-        table.add_row(
-            measure.replace("_", " "), f"{value:.3f}" if isinstance(value, float) else str(value), interval
-        )
-    if outside := report.get("outside"):
-        for measure in ("auroc", "recall", "false_alarms"):
-            if measure in outside:
-                value = outside[measure]
-                table.add_row(
-                    f"out of scope: {measure.replace('_', ' ')}",
-                    f"{value['value'] if isinstance(value, dict) else value:.3f}",
-                    "",
-                )
+    from nlu.heads.verdict import value_of
+
+    summary = report.get("summary", {})
+    if not summary:
+        out.print("nothing was measured: there is no test split")
+        return
+    table = _table(f"measured on {report.get('measured_on', 'its tests')}", "", "95 %")
+    outside = report.get("outside") or {}
+    strange = {f"out of scope: {name}": outside[name] for name in ("auroc", "recall", "false_alarms") if name in outside}  # fmt: skip
+    for measure, found in (summary | strange).items():
+        value, interval = found, ""
+        if isinstance(found, dict):
+            value, interval = found["value"], f"{found['low']:.3f} to {found['high']:.3f}"
+        shown = f"{value:.3f}" if isinstance(value, float) else str(value)
+        table.add_row(measure.replace("_", " "), shown, interval)
     out.print(table)
-    worst = [row for row in report.get("classes", ()) if row["support"]][:5]
-    if len(report.get("classes", ())) > 5:
-        shown = ", ".join(
-            f"{row['label']} {row['f1']['value'] if isinstance(row['f1'], dict) else row['f1']:.2f}"
-            for row in worst
-        )
-        out.print(Text(f"weakest labels by F1: {shown}", style="dim"))
+    classes = sorted(report.get("classes", ()), key=lambda row: value_of(row["f1"]))
+    worst = [f"{row['label']} {value_of(row['f1']):.2f}" for row in classes if row["support"]]
+    if len(worst) > 5:
+        out.print(Text(f"weakest labels by F1: {', '.join(worst[:5])}", style="dim"))
 
 
 def _show_findings(findings: list[Finding]) -> None:

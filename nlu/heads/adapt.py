@@ -7,10 +7,8 @@ full batch, so a new pair's rows are the others' negatives). Of several right ro
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +16,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from index.adapter import Adapter, Change, Exam, Requires, Residual, Spec, bound
-from index.items import Items
-from index.shard import read
-from index.sharded import read_layout
-from nlu.normalizer import normalize
+from nlu.heads.questions import BLOCK, Library, Question, new_questions, old_questions, places
 
 FOLDS = 5
-HELD_OUT = 0.5  # of the old prompts; nothing is learnt from them, harm is measured on them
 # Of the residual that was learnt, the largest that does no harm; where none of them does, the adapter is refused.
 LADDER = (1.0, 0.8, 0.6, 0.4, 0.2)
 # Chosen on small talk, bank and assistant phrases (docs/adapter.md): with this decay, later steps change nothing.
@@ -33,11 +27,8 @@ _OLD_WEIGHT = 1.0  # of all old questions together, against all new ones
 # Bounds on time: an index may have a million rows. Far rows weigh nothing in a softmax; the exams search all of them.
 _MOST_OLD, _MOST_ROWS = 1000, 8192
 _RESAMPLES = 2000
-_BLOCK = 64  # questions scored at a time
-_SHOWN = 5  # bad lines told apart in one message
 
 FloatArray = NDArray[np.float32]
-Encode = Callable[[Sequence[str]], FloatArray]  # phrases to [phrases, dim]
 Progress = Callable[[str, int, int], None]
 
 
@@ -56,55 +47,6 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Library:
-    """An index as training sees it, and who encodes phrases for it."""
-
-    items: Items
-    rows: FloatArray  # [vectors, dim]
-    encode: Encode
-    uncased: bool
-
-    def vectors_of(self, replies: Iterable[str]) -> set[int]:
-        """Every vector that leads to one of these replies."""
-        return {int(self.items.vectors[row]) for reply in replies for row in self.items.rows_of(reply)}
-
-    def replies_of(self, vector: int) -> set[str]:
-        """Every reply that a vector leads to."""
-        return {self.items.ids[row] for row in self.items.pairs_of(vector)}
-
-    def prompt_of(self, vector: int) -> str:
-        """The phrase that a vector was made from."""
-        return self.phrase(self.items.reply(self.items.pairs_of(vector)[0]).prompt)
-
-    def vector_of(self, phrase: str, replies: Iterable[str]) -> int:
-        """The vector made from this very phrase for one of these replies; -1 for none."""
-        rows = [row for reply in replies for row in self.items.rows_of(reply)]
-        return next(
-            (
-                int(self.items.vectors[row])
-                for row in rows
-                if self.phrase(self.items.reply(row).prompt) == phrase
-            ),
-            -1,
-        )
-
-    def phrase(self, text: str) -> str:
-        """As the vectorizer sees it."""
-        return normalize(text, uncased=self.uncased).text
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What may be asked, and where the answer stands. `hidden` is a row made from this very phrase: asked as if it were
-    not there; -1 for none."""
-
-    vector: FloatArray  # [dim]
-    right: NDArray[np.int64]  # rows that lead to a right reply
-    hidden: int
-    group: str  # the reply it is about: its questions are resampled together
-
-
-@dataclass(frozen=True, slots=True)
 class Lesson:
     """All questions at once. Computed in the dtype of `queries` and `rows`."""
 
@@ -113,35 +55,6 @@ class Lesson:
     right: NDArray[np.floating[Any]]  # [questions, rows] 1 where a row is right and not hidden
     visible: NDArray[np.floating[Any]]  # [questions, rows] 0 where a row is hidden
     weights: NDArray[np.floating[Any]]  # [questions]
-
-
-def read_library(folder: Path, encode: Encode, *, uncased: bool) -> Library:
-    """The index in a folder; raises `IndexInvalid`."""
-    layout = read_layout(folder)
-    items = Items.load(folder / "items.arrow", rows=layout.items, vectors=layout.rows)
-    shards = [read(folder / shard.file, rows=shard.rows, dim=layout.dim) for shard in layout.shards]
-    rows = np.concatenate([shard[:, : layout.dim].astype(np.float32) for shard in shards])
-    return Library(items, rows, encode, uncased)
-
-
-def read_pairs(path: Path, library: Library) -> dict[str, list[str]]:
-    """Phrases and the replies each is to find, of lines `query<TAB>reply id`; raises ValueError naming the bad lines."""
-    pairs: dict[str, list[str]] = {}
-    bad = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            query, reply = _pair(line, library)
-        except ValueError as error:
-            bad.append(f"{path.name}:{number}: {error}")
-        else:
-            replies = pairs.setdefault(query, [])
-            replies += [reply] * (reply not in replies)
-    if bad:
-        more = [f"and {len(bad) - _SHOWN} lines more"] if len(bad) > _SHOWN else []
-        raise ValueError("\n".join([*bad[:_SHOWN], *more]))
-    return pairs
 
 
 def adapt(
@@ -158,8 +71,14 @@ def adapt(
     held-out prompts by the very residual that is returned; the same prompts chose its factor. The same input gives the same
     adapter on one machine. Raises ValueError for too little to learn or to judge from, `AdapterRefused` for too much harm.
     """
-    new = _new_questions(pairs, library)
-    kept, held = _old_questions(library, taught={reply for replies in pairs.values() for reply in replies})
+    new = new_questions(pairs, library)
+    if len(new) < FOLDS:
+        raise ValueError(
+            f"pairs: found {len(new)} phrases with something to find, expected at least {FOLDS};"
+            " write several phrases for each reply"
+        )
+    taught = {reply for replies in pairs.values() for reply in replies}
+    kept, held = old_questions(library, taught=taught, most=_MOST_OLD)
     before = places(held, library.rows)
     done = 0
 
@@ -250,21 +169,6 @@ def objective(
     return loss, np.concatenate([d_down.ravel(), d_up.ravel()]).astype(np.float64) + _DECAY * theta
 
 
-def places(
-    questions: Sequence[Question], rows: FloatArray, residual: Residual | None = None
-) -> NDArray[np.int64]:
-    """[questions] where the first right row of each stands, from 1, among all rows but the hidden one."""
-    found: list[int] = []
-    for start in range(0, len(questions), _BLOCK):
-        some = questions[start : start + _BLOCK]
-        sought = [each.vector if residual is None else residual.apply(each.vector) for each in some]
-        for question, scores in zip(some, np.stack(sought) @ rows.T, strict=True):
-            if question.hidden >= 0:
-                scores[question.hidden] = -np.inf
-            found.append(1 + int(np.count_nonzero(scores > scores[question.right].max())))
-    return np.array(found, np.int64)
-
-
 def exam(
     questions: Sequence[Question], before: NDArray[np.int64], after: NDArray[np.int64], *, seed: int
 ) -> Exam:
@@ -292,77 +196,6 @@ def exam(
     )
 
 
-def _pair(line: str, library: Library) -> tuple[str, str]:
-    fields = line.split("\t")
-    if len(fields) != 2:
-        raise ValueError(f"found {len(fields)} fields, expected query<TAB>reply id; part them by one tab")
-    query, reply = library.phrase(fields[0]), fields[1].strip()
-    if not library.items.rows_of(reply):
-        raise ValueError(
-            f"found reply id {reply!r}, expected one of the bundle's index; add the reply to the index first"
-        )
-    return query, reply
-
-
-def _new_questions(pairs: Mapping[str, Sequence[str]], library: Library) -> list[Question]:
-    """One for each phrase, reply by reply; a phrase that is its reply's only prompt already has nothing to find."""
-    ordered = sorted(pairs.items(), key=lambda pair: (pair[1][0], _digest(pair[0])))
-    questions = []
-    for (query, replies), vector in zip(
-        ordered, library.encode([query for query, _ in ordered]), strict=True
-    ):
-        right = library.vectors_of(replies)
-        own = library.vector_of(query, replies)
-        if right - {own}:
-            questions.append(Question(vector, np.array(sorted(right - {own})), own, replies[0]))
-    if len(questions) < FOLDS:
-        raise ValueError(
-            f"pairs: found {len(questions)} phrases with something to find, expected at least {FOLDS};"
-            " write several phrases for each reply"
-        )
-    return questions
-
-
-def _old_questions(library: Library, *, taught: set[str]) -> tuple[list[Question], list[Question]]:
-    """Prompts that lead to no reply in `taught`: those to learn from, and those held out by the hash of their text."""
-    held: list[tuple[bytes, int]] = []
-    kept: list[tuple[bytes, int]] = []
-    for vector in sorted(set(range(len(library.rows))) - library.vectors_of(taught)):
-        digest = _digest(library.prompt_of(vector))
-        (held if digest[0] < HELD_OUT * 256 else kept).append((digest, vector))
-    if not held or not kept:
-        raise ValueError(
-            f"old content: found {len(held) + len(kept)} prompts that lead to none of the pairs' replies, expected enough to"
-            " learn from and to measure harm on; take a bundle whose index holds more"
-        )
-    return tuple(  # type: ignore[return-value]  # two of them
-        _asked(library, [vector for _, vector in sorted(part)[:_MOST_OLD]]) for part in (kept, held)
-    )
-
-
-def _asked(library: Library, vectors: Sequence[int]) -> list[Question]:
-    """What a prompt of the index can honestly be asked: without its own row where its replies have other prompts; by half
-    of its words where they have none, because a row finds itself whatever happens around it."""
-    replies = [sorted(library.replies_of(vector)) for vector in vectors]
-    others = [library.vectors_of(mine) - {vector} for vector, mine in zip(vectors, replies, strict=True)]
-    lone = [vector for vector, rows in zip(vectors, others, strict=True) if not rows]
-    shortened = [_misheard(library.prompt_of(vector)) for vector in lone]
-    heard = dict(zip(lone, library.encode(shortened) if lone else (), strict=True))
-    return [
-        Question(heard[vector], np.array([vector]), -1, mine[0])
-        if vector in heard
-        else Question(library.rows[vector], np.array(sorted(rows)), vector, mine[0])
-        for vector, mine, rows in zip(vectors, replies, others, strict=True)
-    ]
-
-
-def _misheard(phrase: str) -> str:
-    """Half of the words, chosen by hash, in their order."""
-    words = phrase.split()
-    chosen = sorted(range(len(words)), key=lambda i: _digest(f"{i} {phrase}"))[: (len(words) + 1) // 2]
-    return " ".join(words[i] for i in sorted(chosen))
-
-
 def _lesson(new: Sequence[Question], kept: Sequence[Question], rows: FloatArray) -> Lesson:
     questions = [*new, *kept]
     queries = np.stack([question.vector for question in questions])
@@ -388,8 +221,8 @@ def _nearest(questions: Sequence[Question], queries: FloatArray, rows: FloatArra
         return np.arange(len(rows))
     best = np.full(len(rows), -np.inf, np.float32)
     needed = set()
-    for start in range(0, len(questions), _BLOCK):
-        scores = queries[start : start + _BLOCK] @ rows.T
+    for start in range(0, len(questions), BLOCK):
+        scores = queries[start : start + BLOCK] @ rows.T
         np.maximum(best, scores.max(axis=0), out=best)
         for question, row in zip(questions[start:], scores, strict=False):
             needed.add(int(question.right[row[question.right].argmax()]))
@@ -423,8 +256,3 @@ def _along(vectors: NDArray[np.floating[Any]], units: NDArray[np.floating[Any]])
     """The part of each vector along its unit vector."""
     along: NDArray[np.floating[Any]] = np.einsum("ij,ij->i", vectors, units)[:, None] * units
     return along
-
-
-def _digest(text: str) -> bytes:
-    # A name of its own: other splits of the same phrases go by their plain hash.
-    return hashlib.blake2b(text.encode(), person=b"adapter", digest_size=16).digest()

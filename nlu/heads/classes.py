@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from annotators.fit import (
     Dev,
     Fitted,
     Plan,
+    centroids_of,
     context_rows,
     fit_boosted,
     fit_context,
@@ -21,7 +24,6 @@ from annotators.fit import (
     learn,
 )
 from annotators.fit_anchors import make_anchors
-from annotators.sentence import linked
 from annotators.table import Head
 from nlu.heads import noise, report, verdict
 from nlu.heads.config import HeadConfig
@@ -41,8 +43,9 @@ def fit_classes(config: HeadConfig, about: About, materials: Materials, plan: Pl
     outsiders = materials.outside.vectors if len(materials.outside) else None
     if config.kind == "anchors":
         return make_anchors(
-            about, train.phrases, train.vectors, answers, outsiders=outsiders, patterns=config.patterns
-        )
+            about, train.phrases, train.vectors, answers,
+            outsiders=outsiders, patterns=config.patterns, beta=config.beta,
+        )  # fmt: skip
     if config.kind == "context":
         dev = _dev(materials.dev, answers, turns=config.turns)
         return fit_context(
@@ -58,16 +61,21 @@ def fit_classes(config: HeadConfig, about: About, materials: Materials, plan: Pl
         return _with_left_out_labels(about, train, answers, plan, dev)
     return fit_sentence(
         about, train.phrases, train.vectors, answers, plan=plan, outsiders=outsiders,
-        outside=config.outside == "given" and not config.multi, dev=dev,
+        outside=config.outside != "none" and not config.multi, dev=dev,
     )  # fmt: skip
 
 
 def _dev(dev: Material, answers: Answers, *, turns: int = 0) -> Dev | None:
-    known = dev.take([i for i, row in enumerate(dev.rows) if not set(row.labels) - set(answers.names)])
+    known = _judging(dev, answers.names)
     if not len(known):
         return None
     rows = context_rows(known.encodings, known.contexts, turns) if turns else known.vectors
     return Dev(rows, Answers(answers.names, known.wanted(answers.names), answers.exclusive))
+
+
+def _judging(dev: Material, names: Sequence[str]) -> Material:
+    """Rows of dev whose labels the head knows."""
+    return dev.take(np.flatnonzero(dev.known(names)).tolist())
 
 
 def _with_left_out_labels(
@@ -90,39 +98,31 @@ def _with_left_out_labels(
     fitted = fit_sentence(about, train.phrases, vectors, answers, plan=plan, dev=dev)
     if without.outside is None:
         return fitted
-    from dataclasses import replace
-
-    from annotators.fit import centroids_of
-
     outside = without.outside.outside
     centroids = centroids_of(vectors, answers) if outside.needs_centroids else None
-    head = replace(
-        fitted.head, spec=fitted.head.spec.model_copy(update={"outside": outside}), centroids=centroids
-    )
-    return Fitted(head, replace(fitted.learnt, outside=None))
+    spec = fitted.head.spec.model_copy(update={"outside": outside})
+    return Fitted(replace(fitted.head, spec=spec, centroids=centroids), fitted.learnt)
 
 
-def report_classes(config: HeadConfig, head: Head, made: Any, materials: Materials, vectors: VectorStore) -> dict[str, Any]:  # fmt: skip
-    """Every section that is about labels."""
-    judged = _judged(head, made, materials)
+def report_classes(
+    config: HeadConfig, head: Head, made: Any, materials: Materials, vectors: VectorStore
+) -> dict[str, Any]:
+    """Every section that is about labels; none where nothing was measured."""
+    rows = _measured(head, materials)
+    judged = _judged(head, made, materials, rows)
     if judged is None:
-        return {"summary": {}}
-    rows = materials.test if len(materials.test) else materials.train
+        return {}
     worst = report.classes(judged)
-    plain = judged.spec.model_copy(
-        update={"scale": (1.0,) * len(judged.spec.labels), "shift": (0.0,) * len(judged.spec.labels)}
-    )
     found: dict[str, Any] = {
         "summary": verdict.summary(judged, beta=config.beta),
         "classes": worst,
         "confusions": report.confusions(judged),
         "coverage": report.coverage(judged),
         "curves": report.curves(judged, worst),
-        "reliability": report.reliability(judged, linked(plain, judged.raw)[1]),
+        "reliability": report.reliability(judged),
+        "errors": report.errors(judged, rows, materials.train),
         "slices": report.lengths(judged.phrases, _correct(judged)) + _noise(head, materials.test, vectors),
     }
-    if len(judged.phrases) == len(rows):
-        found["errors"] = report.errors(judged, rows.vectors, materials.train, materials.train.vectors)
     if isinstance(made, Fitted):
         found["regularisation"] = [{"c": c, "loss": loss} for c, loss in made.learnt.losses.items()]
         aurocs = {} if made.learnt.outside is None else made.learnt.outside.aurocs
@@ -130,20 +130,23 @@ def report_classes(config: HeadConfig, head: Head, made: Any, materials: Materia
     return found
 
 
-def _judged(head: Head, made: Any, materials: Materials) -> Verdict | None:
+def _measured(head: Head, materials: Materials) -> Material:
+    """The test split; without one, what the folds held out and what dev adds to it."""
+    if len(materials.test):
+        return materials.test
+    return materials.train.joined(_judging(materials.dev, head.spec.labels))
+
+
+def _judged(head: Head, made: Any, materials: Materials, rows: Material) -> Verdict | None:
     if isinstance(head, ClassHead) and len(materials.test):
-        return verdict.judge(head, materials.test, materials.outside_test)
+        return verdict.judge(head, rows, materials.outside_test)
     if isinstance(made, Fitted):
-        return verdict.of_folds(
-            head.spec, made.learnt, [*materials.train.phrases, *materials.dev.phrases][: len(made.learnt.raw)]
-        )
+        return verdict.of_folds(head.spec, made.learnt, rows)
     return None  # anchors answer their own phrases with certainty; only a test split could say more
 
 
 def _correct(judged: Verdict) -> NDArray[np.bool_]:
-    if judged.spec.exclusive:
-        return judged.right
-    return np.asarray((judged.accepted == judged.wanted).all(axis=1), np.bool_)
+    return judged.right if judged.spec.exclusive else judged.exact
 
 
 def _outside_auroc(judged: Verdict) -> float | None:
@@ -159,18 +162,10 @@ def _noise(head: Head, test: Material, vectors: VectorStore) -> list[dict[str, A
     """A sample of the test rows with a typing mistake each."""
     if not isinstance(head, ClassHead) or not len(test):
         return []
-    sample = test.take(noise.sample(test.phrases))
-    typed = noise.mistyped(sample.phrases)
-    noisy = Material(sample.rows, vectors.encode(typed, False), sample.contexts)
-    clean_scores, noisy_scores = verdict.answers(head, sample), verdict.answers(head, noisy)
-    wanted = sample.wanted(head.spec.labels)
-    right = [_hits(head, scores, stranger, wanted) for _, scores, stranger in (noisy_scores, clean_scores)]
+    clean = test.take(noise.sample(test.phrases))
+    typed = noise.mistyped(clean.phrases)
+    rows = [replace(row, phrase=phrase) for row, phrase in zip(clean.rows, typed, strict=True)]
+    noisy = Material(rows, vectors.encode(typed, False), clean.contexts)
+    nobody = test.take([])
+    right = [_correct(verdict.judge(head, each, nobody)) for each in (noisy, clean)]
     return report.noisy(*right)
-
-
-def _hits(
-    head: ClassHead, scores: FloatArray, stranger: FloatArray | None, wanted: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
-    if head.spec.exclusive:
-        return np.asarray(wanted[np.arange(len(wanted)), scores.argmax(axis=1)], np.bool_)
-    return np.asarray((verdict.decided(head.spec, scores, stranger) == wanted).all(axis=1), np.bool_)

@@ -53,7 +53,10 @@ class Comparison:
 
 
 def compare(before: Head, after: Head, rows: Material, *, labelled: bool) -> Comparison:
-    """Ask both heads the same rows. Raises ValueError for heads of different vectorizers or of kinds that do not compare."""
+    """Ask both heads the same rows; labelled ones without a label belong to none.
+
+    Raises ValueError for heads of different vectorizers or of kinds that do not compare.
+    """
     check(before, after)
     flips = [
         Flip(row.phrase, old, new, _gold(row.labels, row.marks, row.phrase) if labelled else "")
@@ -100,20 +103,19 @@ def _measures(before: Head, after: Head, rows: Material) -> dict[str, dict[str, 
         old, new = tokens.counts(before, rows), tokens.counts(after, rows)
         return {"span_f1": _paired(old, new, _span_f1)}
     if isinstance(before, ClassHead) and isinstance(after, ClassHead):
-        none = rows.take([])
-        old_verdict, new_verdict = (verdict.judge(head, rows, none) for head in (before, after))
-        measures: dict[str, Callable[[Verdict], NDArray[np.bool_]]] = {
-            "accuracy": lambda judged: judged.right,
-            "coverage": lambda judged: np.asarray(judged.accepted.any(axis=1), np.bool_),
-            "accepted and right": lambda judged: np.asarray(
-                (judged.accepted == judged.wanted).all(axis=1), np.bool_
-            ),
+        old_verdict, new_verdict = (verdict.judge(head, rows, rows.take([])) for head in (before, after))
+        belongs = np.array([bool(row.labels) for row in rows.rows], np.bool_)
+        everyone = np.ones_like(belongs)
+        measures: dict[str, tuple[Callable[[Verdict], NDArray[np.bool_]], NDArray[np.bool_]]] = {
+            "accuracy": (lambda judged: judged.right, belongs),
+            "coverage": (lambda judged: np.asarray(judged.accepted.any(axis=1), np.bool_), everyone),
+            "accepted and right": (lambda judged: judged.exact, everyone),
         }
-        if not before.spec.exclusive:
+        if not before.spec.exclusive or not belongs.any():
             del measures["accuracy"]
         return {
-            name: _paired(_column(measure(old_verdict)), _column(measure(new_verdict)), _mean)
-            for name, measure in measures.items()
+            name: _paired(_column(measure(old_verdict)[rows]), _column(measure(new_verdict)[rows]), _mean)
+            for name, (measure, rows) in measures.items()
         }
     return {}
 

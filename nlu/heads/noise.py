@@ -29,11 +29,10 @@ def _mistyped(phrase: str) -> str:
     chosen = draw.choice(long)
     word = words[chosen]
     at = draw.randrange(1, len(word) - 1)
-    words[chosen] = draw.choice(
-        (
-            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
-            word[:at] + word[at + 1 :],
-            word[:at] + word[at] + word[at:],
-        )
+    mistakes = (
+        word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+        word[:at] + word[at + 1 :],
+        word[:at] + word[at] + word[at:],
     )
+    words[chosen] = draw.choice([each for each in mistakes if each != word])
     return " ".join(words)

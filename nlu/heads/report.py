@@ -171,9 +171,9 @@ def errors(verdict: Verdict, rows: Material, train: Material) -> list[dict[str, 
     if not len(chosen):
         return []
     cosines = rows.take(chosen.tolist()).vectors @ train.vectors.T
-    places = {row.where: j for j, row in enumerate(train.rows)}
+    places = {id(row): j for j, row in enumerate(train.rows)}
     for i, row in enumerate(chosen):
-        if (itself := places.get(rows.rows[row].where)) is not None:
+        if (itself := places.get(id(rows.rows[row]))) is not None:
             cosines[i, itself] = -np.inf
     near = np.argsort(-cosines, axis=1)[:, : min(3, len(train) - 1)]
     return [

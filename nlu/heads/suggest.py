@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators.sentence import linked
 from annotators.table import Head
 from annotators.token import TokenHead
 from nlu.heads import verdict
@@ -30,6 +29,7 @@ class Suggestion(NamedTuple):
 
 def suggest(head: Head, pool: Material, count: int) -> list[Suggestion]:
     """At most `count` phrases of the pool, the most useful first. Raises ValueError for a head that is never unsure."""
+    pool = pool.take(list({row.phrase: i for i, row in enumerate(pool.rows)}.values()))
     unsure, guesses = _unsure(head, pool)
     vectors = pool.vectors
     distance = np.ones(len(pool), np.float32)
@@ -54,7 +54,7 @@ def _unsure(head: Head, pool: Material) -> tuple[NDArray[np.float32], list[tuple
         raise ValueError(
             f"head {head.spec.name}: found kind {head.spec.kind}, expected one that can be unsure; name another head"
         )
-    raw, scores, _ = verdict.answers(head, pool)
+    _, scores, _ = verdict.answers(head, pool)
     names = head.spec.labels
     if not head.spec.exclusive:
         limits = np.array(head.spec.thresholds, np.float32)
@@ -62,7 +62,6 @@ def _unsure(head: Head, pool: Material) -> tuple[NDArray[np.float32], list[tuple
         nearest = gap.argmin(axis=1)
         guesses = [(names[int(scores[i].argmax())], names[int(label)]) for i, label in enumerate(nearest)]
         return np.maximum(0, 1 - gap.min(axis=1)).astype(np.float32), guesses
-    scores = linked(head.spec, raw)[1] if head.spec.kind != "anchors" else scores
     order = np.argsort(-scores, axis=1)[:, :2] if len(names) > 1 else np.zeros((len(pool), 2), np.int64)
     rows = np.arange(len(pool))
     margin = scores[rows, order[:, 0]] - (scores[rows, order[:, 1]] if len(names) > 1 else 0)

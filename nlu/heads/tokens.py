@@ -30,9 +30,13 @@ def fit_tokens(config: HeadConfig, about: About, materials: Materials) -> Fitted
     """A head on the spans of train; dev rows, where there are any, are trained on too, because thresholds come from folds."""
     restores = config.scheme == "restore"
     return fit_token(
-        about, [*materials.train.tagged, *materials.dev.tagged], beta=config.beta if "beta" in config.model_fields_set else 1.0,
-        seed=config.seed, scheme="words" if restores else "bio", restores=restores,
-    )  # fmt: skip
+        about,
+        materials.train.joined(materials.dev).tagged,
+        beta=config.beta,
+        seed=config.seed,
+        scheme="words" if restores else "bio",
+        restores=restores,
+    )
 
 
 def report_tokens(head: Head, made: FittedToken, materials: Materials) -> dict[str, Any]:
@@ -146,23 +150,18 @@ def _classes(
 def _errors(
     phrases: Sequence[str], gold: Sequence[set[Bounds]], found: Sequence[dict[Bounds, Span]]
 ) -> list[dict[str, Any]]:
-    wrong = []
-    for phrase, wanted, said in zip(phrases, gold, found, strict=True):
-        missed, invented = wanted - said.keys(), said.keys() - wanted
-        if missed or invented:
-            score = max((said[bounds].score for bounds in invented), default=0.0)
-            wrong.append(
-                (
-                    score,
-                    {
-                        "text": phrase,
-                        "gold": _shown(phrase, wanted),
-                        "predicted": _shown(phrase, said),
-                        "score": score,
-                    },
-                )
-            )
-    return [error for _, error in sorted(wrong, key=lambda each: -each[0])[:_ERRORS]]
+    """The phrases with the surest spans that should not be there, then those where spans are only missing."""
+    wrong: list[dict[str, Any]] = [
+        {
+            "text": phrase,
+            "gold": _shown(phrase, wanted),
+            "predicted": _shown(phrase, said),
+            "score": max((span.score for bounds, span in said.items() if bounds not in wanted), default=0.0),
+        }
+        for phrase, wanted, said in zip(phrases, gold, found, strict=True)
+        if wanted != said.keys()
+    ]
+    return sorted(wrong, key=lambda each: -each["score"])[:_ERRORS]
 
 
 def _shown(phrase: str, spans: Any) -> str:

@@ -10,22 +10,22 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from annotators import table
 from annotators.fit import About, Fitted, Plan
-from annotators.head import HeadInvalid, Requires, Spec
-from annotators.learners import BoostedLearner, HiddenLearner, LinearLearner
+from annotators.head import SPEC_FILE, Requires, Spec
+from annotators.learners import BoostedLearner, HiddenLearner, Learner, LinearLearner
 from annotators.rules import RulesHead
 from annotators.table import Head
 from nlu import canaries
 from nlu.heads import check, data, page, report, trials
 from nlu.heads.classes import fit_classes, report_classes
 from nlu.heads.config import HeadConfig
-from nlu.heads.data import DataInvalid, Dataset, Finding
+from nlu.heads.data import DataInvalid, Finding
 from nlu.heads.material import Materials, encode
 from nlu.heads.tokens import fit_tokens, report_tokens
 from nlu.vector_store import VectorStore
@@ -59,86 +59,75 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
-def train(config: HeadConfig, vectorizer: Vectorizer, store: Path, out: Path, *, workers: int, progress: Progress) -> Trained:  # fmt: skip
+def train(
+    config: HeadConfig, vectorizer: Vectorizer, store: Path, out: Path, *, workers: int, progress: Progress
+) -> Trained:
     """Train a head into `out`/head.NAME, and its report beside it. Raises DataInvalid and ValueError."""
-    clock = Clock()
+    clock, folder = Clock(), _folder(config, out)
     if config.kind == "rules":
-        return _rules(config, vectorizer, out, clock)
+        return _rules(config, vectorizer, folder, clock)
     with clock.part("read"):
         dataset = data.read(config, uncased=vectorizer.spec.uncased)
-        unread = [
-            found._replace(severity="warning") if config.skip_bad else found for found in dataset.findings
-        ]
-        findings = (*unread, *check.texts(dataset, config))
+        findings = (*dataset.findings, *check.texts(dataset, config))
         _refuse(findings)
-    with clock.part("encode"):
-        encoded = Encoded()
-        vectors = VectorStore(store, vectorizer, workers, encoded.watch(progress))
-        materials = encode(dataset, vectors, tokens=config.kind == "token")
-    with clock.part("fit"):
-        progress("fitting", 0, 1)
-        about = About(
-            config.name, config.task or config.kind, vectorizer.fingerprint, made_by=_made_by(config)
-        )
-        made = _fit(config, about, materials)
-        progress("fitting", 1, 1)
-    folder = _saved(made.head, out, vectorizer)
-    with clock.part("report"):
-        head = table.load(folder)  # what ships, with its weights rounded
-        found = _report(config, head, made, materials, dataset, vectors, progress)
-        vectors.close()
-    found["vectors"] = {"encoded": encoded.count, "from_store": len(dataset.rows) - encoded.count}
-    found["findings"] = [finding._asdict() for finding in findings]
-    return _written(out, folder, found, clock, findings)
 
+    def encoding(done: int, total: int) -> None:
+        progress("encoding", done, total)
 
-@dataclass
-class Encoded:
-    """How many phrases the store did not have."""
-
-    count: int = 0
-
-    def watch(self, progress: Progress) -> Callable[[int, int], None]:
-        """What the store reports to."""
-
-        def step(done: int, total: int) -> None:
-            self.count = max(self.count, total)
-            progress("encoding", done, total)
-
-        return step
+    with closing(VectorStore(store, vectorizer, workers, encoding)) as vectors:
+        with clock.part("encode"):
+            materials = encode(dataset, vectors, tokens=config.kind == "token")
+            counts = {"encoded": vectors.encoded, "from_store": vectors.met}
+        with clock.part("fit"):
+            progress("fitting", 0, 1)
+            made = _fit(config, vectorizer, materials)
+            progress("fitting", 1, 1)
+        _save(made.head, folder, vectorizer)
+        with clock.part("report"):
+            head = table.load(folder)  # what ships, with its weights rounded
+            found = {
+                "format": report.FORMAT,
+                "head": _head(head, config),
+                "data": report.about(dataset),
+                "vectors": counts,
+                "findings": [finding._asdict() for finding in findings],
+            } | _measured(config, head, made, materials, vectors, progress)
+    return _written(folder, found, clock, findings)
 
 
 def plan_of(config: HeadConfig) -> Plan:
     """How the config wants classes to be fitted."""
-    learner: Any = LinearLearner(config.regularisations) if config.regularisations else LinearLearner()
+    strengths = {"strengths": tuple(sorted(config.regularisations))} if config.regularisations else {}
+    learner: Learner = LinearLearner(**strengths)
     if config.kind == "boosted":
-        learner = BoostedLearner(leaves=config.leaves, seed=config.seed)
+        learner = BoostedLearner(leaves=config.leaves, seed=config.seed, **strengths)
     elif config.hidden:
-        learner = HiddenLearner(config.hidden, seed=config.seed)
+        learner = HiddenLearner(config.hidden, seed=config.seed, **strengths)
     return Plan(
         learner=learner, folds=config.folds, balanced=config.balanced, beta=config.beta,
         outside_share=config.outside_share, seed=config.seed,
     )  # fmt: skip
 
 
-def _fit(config: HeadConfig, about: About, materials: Materials) -> Any:
-    if not len(materials.train):
-        raise DataInvalid(
-            "train: found no rows, expected labelled phrases; name a file with --data, or mark rows with split train"
-        )
+def _fit(config: HeadConfig, vectorizer: Vectorizer, materials: Materials) -> Any:
+    about = About(config.name, config.task or config.kind, vectorizer.fingerprint, made_by=_made_by(config))
     if config.kind == "token":
         return fit_tokens(config, about, materials)
     return fit_classes(config, about, materials, plan_of(config))
 
 
-def _report(config: HeadConfig, head: Head, made: Any, materials: Materials, dataset: Dataset, vectors: VectorStore, progress: Progress) -> dict[str, Any]:  # fmt: skip
-    measured = materials.test if len(materials.test) else materials.train
+def _measured(
+    config: HeadConfig,
+    head: Head,
+    made: Any,
+    materials: Materials,
+    vectors: VectorStore,
+    progress: Progress,
+) -> dict[str, Any]:
+    """What the report says of the head itself."""
     found: dict[str, Any] = {
-        "format": report.FORMAT,
-        "head": _head(head, config),
-        "data": report.about(dataset),
         "measured_on": "test" if len(materials.test) else "folds",
-        "cost_us": report.cost_us(head, measured.encodings, measured.phrases, measured.contexts),
+        "cost_us": report.cost_us(head, materials.test if len(materials.test) else materials.train),
         "golden": [
             {"text": golden.text, "label": golden.label or ", ".join(golden.spans)}
             for golden in head.spec.golden
@@ -146,7 +135,10 @@ def _report(config: HeadConfig, head: Head, made: Any, materials: Materials, dat
     }
     if config.kind == "token":
         return found | report_tokens(head, made, materials)
-    found |= report_classes(config, head, made, materials, vectors)
+    sections = report_classes(config, head, made, materials, vectors)
+    if not sections:
+        return found | {"measured_on": None}
+    found |= sections
     if isinstance(made, Fitted):
         found |= trials.run(config, plan_of(config), made, materials, progress)
         if curve := found.get("learning_curve"):
@@ -168,54 +160,53 @@ def _made_by(config: HeadConfig) -> str:
     return config.made_by or ", ".join(path.name for path in config.files.train) or "rules"
 
 
-def _saved(head: Head, out: Path, vectorizer: Vectorizer) -> Path:
-    """The head's folder under `out`, in the place of the one that may be there."""
-    folder = out / f"head.{head.spec.name}"
-    if folder.exists() and not (folder / "head.json").exists():
+def _folder(config: HeadConfig, out: Path) -> Path:
+    """Where the head will be; raises ValueError where something else is."""
+    folder = out / f"head.{config.name}"
+    if folder.exists() and not (folder / SPEC_FILE).exists():
         raise ValueError(
-            f"{folder}: found a folder that is no head, expected nothing or a head to replace; choose another --out"
+            f"{folder}: found what is no head, expected nothing or a head to replace; choose another --out"
         )
-    shutil.rmtree(folder, ignore_errors=True)
-    head.save(folder)
-    canaries.write(folder, vectorizer)
     return folder
 
 
-def _written(
-    out: Path, folder: Path, found: dict[str, Any], clock: Clock, findings: tuple[Finding, ...]
-) -> Trained:
+def _save(head: Head, folder: Path, vectorizer: Vectorizer) -> None:
+    """Write the head in the place of the one that may be there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    head.save(folder)
+    canaries.write(folder, vectorizer)
+
+
+def _written(folder: Path, found: dict[str, Any], clock: Clock, findings: tuple[Finding, ...]) -> Trained:
     found["head"]["bytes"] = sum(file.stat().st_size for file in folder.iterdir())
     found["seconds"] = {name: round(seconds, 3) for name, seconds in clock.seconds.items()}
     found["seconds"]["total"] = round(sum(clock.seconds.values()), 3)
-    (out / REPORT).write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    (out / PAGE).write_text(page.render(found), encoding="utf-8")
+    text = json.dumps(found, ensure_ascii=False, indent=1, allow_nan=False)
+    (folder.parent / REPORT).write_text(text + "\n", encoding="utf-8")
+    (folder.parent / PAGE).write_text(page.render(found), encoding="utf-8")
     return Trained(folder, found, findings)
 
 
-def _rules(config: HeadConfig, vectorizer: Vectorizer, out: Path, clock: Clock) -> Trained:
-    """Rules are not fitted; their own tests are what is measured."""
-    labels = tuple(dict.fromkeys(str(rule.get("label", "")) for rule in config.rules))
+def _rules(config: HeadConfig, vectorizer: Vectorizer, folder: Path, clock: Clock) -> Trained:
+    """Rules are not fitted; their own tests are what is measured, by the head itself."""
+    labels = tuple(dict.fromkeys(str(rule["label"]) for rule in config.rules))
     params: dict[str, Any] = {"rules": [dict(rule) for rule in config.rules]}
     if config.tests:
         params["tests"] = {phrase: list(expected) for phrase, expected in config.tests.items()}
     count = len(labels)
     with clock.part("fit"):
-        try:
-            spec = Spec(
-                name=config.name, kind="rules", task=config.task or "rules", labels=labels, scale=(1.0,) * count,
-                shift=(0.0,) * count, thresholds=(1.0,) * count, requires=Requires(vectorizer=vectorizer.fingerprint),
-                params=params, made_by=_made_by(config),
-            )  # fmt: skip
-            head = RulesHead(spec)
-        except HeadInvalid as error:
-            raise ValueError(str(error)) from error
-        folder = _saved(head, out, vectorizer)
+        spec = Spec(
+            name=config.name, kind="rules", task=config.task or "rules", labels=labels, scale=(1.0,) * count,
+            shift=(0.0,) * count, thresholds=(1.0,) * count, requires=Requires(vectorizer=vectorizer.fingerprint),
+            params=params, made_by=_made_by(config),
+        )  # fmt: skip
+        _save(RulesHead(spec), folder, vectorizer)
     found = {
         "format": report.FORMAT,
         "head": _head(table.load(folder), config),
         "summary": {"tests": len(config.tests)},
     }
-    return _written(out, folder, found, clock, ())
+    return _written(folder, found, clock, ())
 
 
 def _refuse(findings: tuple[Finding, ...]) -> None:
@@ -227,4 +218,4 @@ def _refuse(findings: tuple[Finding, ...]) -> None:
             if len(wrong) > _SHOWN
             else ""
         )
-        raise DataInvalid(f"found {len(wrong)} bad rows, expected none:\n" + "\n".join(lines) + more)
+        raise DataInvalid(f"data: found {len(wrong)} errors, expected none:\n" + "\n".join(lines) + more)

@@ -73,6 +73,24 @@ def test_context_without_an_earlier_turn_is_skipped() -> None:
     )
 
 
+def test_context_head_that_learnt_from_lone_turns_answers_them() -> None:
+    """The bias alone speaks, because nothing was said before that the weights could read."""
+    head = yes_head()
+    spec = head.spec.model_copy(update={"params": {"turns": 1, "alone": True}})
+    alone = ContextHead(spec, head.weight, np.array([0, 1], np.float32), turns=1, version="v1")
+    annotation = alone.annotate(heard(YES))
+    assert (annotation.status, annotation.labels[0].label, annotation.note) == (Status.OK, "music", "")
+    assert annotation.labels[0].score == pytest.approx(1 / (1 + np.exp(-1)), rel=1e-5)
+
+
+def test_context_labels_on_their_own_are_scored_one_by_one() -> None:
+    head = yes_head(exclusive=False)
+    found = head.annotate(heard(YES, context=[HeardTurn("assistant", encoded(LIGHT))])).labels
+    raw = 10 * 0.6 * 3**0.5
+    assert [(label.label, label.accepted) for label in found] == [("light", True), ("music", True)]
+    assert [label.score for label in found] == pytest.approx([1 / (1 + np.exp(-raw)), 0.5], rel=1e-5)
+
+
 @pytest.mark.parametrize(("before", "meant"), [(LIGHT, "light"), (MUSIC, "music")])
 def test_context_decides_what_yes_means(before: tuple[float, ...], meant: str) -> None:
     annotation = yes_head().annotate(heard(YES, context=[HeardTurn("assistant", encoded(before))]))

@@ -23,9 +23,12 @@ from annotators.head import (
     HeadInvalid,
     expect_shapes,
     read,
+    read_spec,
+    version_of,
     write,
+    write_spec,
 )
-from tests.annotators.toys import make_spec
+from tests.annotators.toys import BLEND, make_spec
 
 GOLDEN = (
     Golden(text="да", label="a", context=(GoldenTurn(role="assistant", text="включить?"),)),
@@ -75,9 +78,24 @@ def test_head_spec_file_is_text_for_people(folder: Path) -> None:
     assert list(json.loads(text)) == sorted(json.loads(text))
 
 
+def test_head_spec_alone_comes_back_as_written(tmp_path: Path) -> None:
+    write_spec(tmp_path, SPEC)
+    spec, raw = read_spec(tmp_path)
+    assert (spec, raw) == (SPEC, (tmp_path / SPEC_FILE).read_bytes())
+
+
+def test_head_score_of_being_outside_is_kept_where_there_is_one(tmp_path: Path) -> None:
+    write_spec(tmp_path / "with", make_spec(outside=BLEND))
+    write_spec(tmp_path / "without", make_spec())
+    assert read_spec(tmp_path / "with")[0].outside == BLEND
+    assert read_spec(tmp_path / "without")[0].outside is None
+    assert "outside" not in json.loads((tmp_path / "without" / SPEC_FILE).read_bytes())
+
+
 def test_head_version_is_the_digest_of_both_digests(folder: Path) -> None:
     digests = [hashlib.sha256((folder / file).read_bytes()).digest() for file in (SPEC_FILE, WEIGHTS_FILE)]
     assert read(folder)[2] == hashlib.sha256(b"".join(digests)).hexdigest()
+    assert version_of(b"one", b"two") != version_of(b"onet", b"wo")
 
 
 @pytest.mark.parametrize(
@@ -135,6 +153,16 @@ def test_head_rewritten_with_what_it_says_is_accepted(folder: Path) -> None:
     assert read(folder)[0] == SPEC
 
 
+OUTSIDE = {"method": "energy", "energy": 1.0, "shift": 0.0, "threshold": 0.5}
+
+
+def test_head_unharmed_by_a_score_of_being_outside(folder: Path) -> None:
+    change(outside=OUTSIDE)(folder)
+    outside = read(folder)[0].outside
+    assert outside is not None
+    assert outside.energy == 1.0
+
+
 @pytest.mark.parametrize(
     ("harm", "found", "expected"),
     [
@@ -161,6 +189,19 @@ def test_head_rewritten_with_what_it_says_is_accepted(folder: Path) -> None:
         pytest.param(change(thresholds=[0.5, float("nan"), 0.5]), "thresholds.1: Input should be a finite", "a head", id="NaN threshold"),
         pytest.param(change(scale=[1.0, 1.0, float("inf")]), "scale.2: Input should be a finite number", "a head.json", id="infinite scale"),
         pytest.param(change(kind="tree"), "kind: Input should be 'sentence', 'context', 'token'", "a head.json", id="unknown kind"),
+        pytest.param(
+            change(outside={"method": "energy", "shift": 0.0, "threshold": 1.5}), "outside.threshold: Input should be less", "a head", id="threshold"
+        ),
+        pytest.param(change(outside={"method": "energy", "threshold": 0.5}), "outside.shift: Field required", "a head.json", id="no shift"),
+        pytest.param(
+            change(outside=OUTSIDE | {"cosine": 1.0}), "outside.cosine: Extra inputs are not permitted", "a head.json", id="unknown measure"
+        ),
+        pytest.param(change(outside=OUTSIDE | {"energy": float("nan")}), "outside.energy: Input should be a finite", "a head", id="NaN measure"),
+        pytest.param(
+            change(outside=OUTSIDE, exclusive=False), "head.json: Value error, outside is for labels that exclude each other", "a head",
+            id="outside of independent labels",
+        ),
+        pytest.param(change(metrics={"accuracy": float("nan")}), "metrics.accuracy: Input should be a finite number", "a head", id="NaN metric"),
         pytest.param(change(treshold=[0.5]), "treshold: Extra inputs are not permitted", "a head.json of format 1", id="unknown field"),
         pytest.param(change(golden=[{"text": "x", "lable": "a"}]), "golden.0.lable: Extra inputs", "a head.json", id="unknown golden field"),
         pytest.param(change(format=2), "format: Input should be 1", "a head.json of format 1", id="another format"),

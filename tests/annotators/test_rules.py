@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_rules_without_rules_never_answer() -> None:
         ),
         pytest.param(
             [{"label": "clock", "pattern": "(:"}],
-            r"found pattern '\(:': .*, expected a regular expression; mend the rule",
+            r"found pattern '\(:': .*, expected a regular expression; mend it",
             id="no pattern",
         ),
     ],
@@ -103,22 +104,66 @@ def test_rules_that_make_no_sense_are_refused(rules: Any, message: str) -> None:
         RulesHead(rules_spec(rules))
 
 
+def with_tests(tests: Any) -> Spec:
+    """The rules above, with tests of their own."""
+    params = {"rules": RULES, "tests": tests}
+    return make_spec(("stop", "clock", "number"), kind="rules", params=params)
+
+
+PASSING = {
+    "stop!": ["stop"],
+    "стоп": ["stop"],
+    "at 10:30": ["number=10", "clock=10:30", "number=30"],
+    "nothing here": [],
+}
+
+
+def test_rules_that_pass_their_own_tests_load(tmp_path: Path) -> None:
+    RulesHead(with_tests(PASSING)).save(tmp_path)
+    assert RulesHead.load(tmp_path).spec.params["tests"] == PASSING
+
+
+@pytest.mark.parametrize(
+    ("tests", "message"),
+    [
+        pytest.param({"stop": []}, "found 'stop' answered with ['stop'], expected []; mend the rule or its test", id="a label"),
+        pytest.param({"halt": ["stop"]}, "found 'halt' answered with [], expected ['stop']; mend the rule or its test", id="no label"),
+        pytest.param({"стоп": ["clock"]}, "found 'стоп' answered with ['stop'], expected ['clock']", id="another label"),
+        pytest.param({"at 5": ["number=6"]}, "found 'at 5' answered with ['number=5'], expected ['number=6']", id="another span"),
+        pytest.param({"at 5": ["number"]}, "found 'at 5' answered with ['number=5'], expected ['number']", id="a span is no label"),
+        pytest.param({"5 or 6": ["number=6", "number=5"]}, "answered with ['number=5', 'number=6'], expected ['number=6', ", id="order"),
+        pytest.param(["stop"], "found params.tests = ['stop'], expected lists of expectations by phrase", id="no phrases"),
+        pytest.param({"stop": "stop"}, "found params.tests = {'stop': 'stop'}, expected lists of expectations", id="a word for a list"),
+        pytest.param({"stop": 1}, "found params.tests = {'stop': 1}, expected lists of expectations by phrase", id="a number"),
+    ],
+)  # fmt: skip
+def test_rules_that_fail_their_own_tests_do_not_load(tmp_path: Path, tests: Any, message: str) -> None:
+    write(tmp_path, with_tests(tests), {})
+    with pytest.raises(HeadInvalid, match=re.escape(message)):
+        RulesHead.load(tmp_path)
+
+
 def test_rules_may_repeat_a_phrase_of_one_label() -> None:
     assert answer("halt", [{"label": "stop", "phrases": ["halt", "halt!"]}]).labels[0].label == "stop"
 
 
 @pytest.mark.parametrize(
-    "rules",
+    ("rules", "where"),
     [
-        pytest.param([{"label": "stop", "phrases": "stop"}], id="a word for a list, heard as its letters"),
-        pytest.param([{"label": "stop", "phrase": ["stop"]}], id="a misspelt key, never heard"),
-        pytest.param([{"label": "clock", "pattern": 7}], id="a number for a pattern"),
-        pytest.param(["stop"], id="a word for a rule"),
-        pytest.param(7, id="no list"),
+        pytest.param(
+            [{"label": "stop", "phrases": "stop"}], "params.rules.0.phrases: ", id="a word for a list, heard as its letters"
+        ),
+        pytest.param([{"label": "stop", "phrase": ["stop"]}], "params.rules.0.phrase: ", id="a misspelt key, never heard"),
+        pytest.param([RULES[0], {"label": "clock", "pattern": 7}], "params.rules.1.pattern: ", id="a number for a pattern"),
+        pytest.param(["stop"], "params.rules.0: ", id="a word for a rule"),
+        pytest.param(7, "params.rules: ", id="no list"),
     ],
-)
-def test_rules_of_another_shape_are_refused(rules: Any) -> None:
-    with pytest.raises(HeadInvalid):
+)  # fmt: skip
+def test_rules_of_another_shape_are_refused(rules: Any, where: str) -> None:
+    with pytest.raises(
+        HeadInvalid,
+        match=f"found {where}.*, expected rules of a label with phrases or a pattern; mend the rule",
+    ):
         RulesHead(rules_spec(rules))
 
 

@@ -13,13 +13,18 @@ import pytest
 from annotators import table
 from annotators.anchors import AnchorsHead
 from annotators.annotator import Heard, HeardTurn
+from annotators.answers import Answers
+from annotators.boosted import BoostedHead
 from annotators.context import ContextHead
 from annotators.fleet import Fleet
 from annotators.head import SPEC_FILE, HeadInvalid, Kind
+from annotators.learners import BoostedLearner
 from annotators.rules import RulesHead
+from annotators.sentence import Hidden, SentenceHead
 from annotators.table import KINDS, Head, load
 from annotators.token import TokenHead
-from tests.annotators.toys import encoded, make_spec, random_head, tokenized
+from annotators.trees import to_onnx
+from tests.annotators.toys import BLEND, encoded, make_spec, random_head, random_units, tokenized
 
 OFFSETS = [(0, 2), (3, 4)]
 
@@ -32,6 +37,20 @@ def quarters(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 def sentence() -> Head:
     head = random_head("toy", 3, dim=2)
     return type(head)(head.spec, quarters(3, 2), quarters(3))
+
+
+def hidden() -> Head:
+    spec = random_head("toy", 3, outside=BLEND).spec
+    return SentenceHead(
+        spec, quarters(3, 4), quarters(3), "", Hidden(quarters(4, 2), quarters(4)), quarters(3, 2)
+    )
+
+
+def boosted() -> Head:
+    rows = random_units(60, 2)
+    answers = Answers.one(["abc"[i] for i in np.arange(60) % 3])
+    model = next(BoostedLearner().path(rows, answers, (2,)))
+    return BoostedHead.of(make_spec(kind="boosted"), to_onnx(model, 2))
 
 
 def context() -> Head:
@@ -52,7 +71,7 @@ def rules() -> Head:
     return RulesHead(make_spec(kind="rules", params={"rules": [{"label": "a", "phrases": ["be b"]}]}))
 
 
-@pytest.mark.parametrize("make", [sentence, context, token, anchors, rules])
+@pytest.mark.parametrize("make", [sentence, hidden, context, token, anchors, rules, boosted])
 def test_table_loads_every_kind_as_it_was_saved(tmp_path: Path, make: Callable[[], Head]) -> None:
     head = make()
     head.save(tmp_path)
@@ -62,10 +81,11 @@ def test_table_loads_every_kind_as_it_was_saved(tmp_path: Path, make: Callable[[
     turn = Heard.alone("be b", said, [HeardTurn("user", encoded([0.5, 1]))])
     (before,), (after,) = Fleet([head]).annotate(turn), Fleet([loaded]).annotate(turn)
     assert (after.labels, after.spans, after.status) == (before.labels, before.spans, before.status)
+    assert (after.out_of_scope, after.disagreement) == (before.out_of_scope, before.disagreement)
     assert after.labels or after.spans
 
 
-@pytest.mark.parametrize("make", [sentence, context, token, anchors, rules])
+@pytest.mark.parametrize("make", [sentence, hidden, context, token, anchors, rules, boosted])
 def test_table_version_stands_for_the_files(tmp_path: Path, make: Callable[[], Head]) -> None:
     make().save(tmp_path / "a")
     load(tmp_path / "a").save(tmp_path / "b")
@@ -79,7 +99,7 @@ def test_table_knows_every_kind_a_spec_may_have() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"kind": "tree"}', "found kind 'tree', expected one of sentence, context, token, anchors, rules; use the code that made"),
+        ('{"kind": "tree"}', "found kind 'tree', expected one of sentence, context, token, anchors, rules, boosted; use the code that made"),
         ('{"kind": ["sentence"]}', r"found kind \['sentence'\], expected one of sentence"),
         ("{}", "found kind None, expected one of sentence"),
         ("[]", "found unreadable head.json"),

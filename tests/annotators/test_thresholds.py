@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import fbeta_score
 
-from annotators.thresholds import DEFAULT_BETA, best, fit_exclusive, fit_independent
+from annotators.thresholds import (
+    DEFAULT_BETA,
+    best,
+    fit_exclusive,
+    fit_independent,
+    promised_exclusive,
+    promised_independent,
+)
 
 Rows = list[tuple[float, bool]]
 
@@ -120,3 +127,88 @@ def test_thresholds_rise_for_rows_that_belong_to_none() -> None:
     assert fit_exclusive(inside, targets) == pytest.approx((0.4, 0.4))
     with_outsiders = fit_exclusive(np.concatenate([inside, outside]), np.concatenate([targets, [-1] * 3]))
     assert with_outsiders == pytest.approx((0.75, 0.4))
+
+
+@settings(deadline=None)
+@given(rows=some_rows, beta=st.sampled_from([0.5, 1.0, DEFAULT_BETA]), data=st.data())
+def test_thresholds_row_that_weighs_three_is_three_rows(rows: Rows, beta: float, data: st.DataObject) -> None:
+    weights = data.draw(st.lists(st.integers(1, 3), min_size=len(rows), max_size=len(rows)))
+    repeated = [row for row, weight in zip(rows, weights, strict=True) for _ in range(weight)]
+    positives = sum(hit for _, hit in repeated)
+    scores, hits = np.array([score for score, _ in rows], np.float32), np.array([hit for _, hit in rows])
+    weighed = best(scores, hits, positives, beta, weights=np.array(weights, np.float64))
+    assert f_beta(repeated, weighed, max(1, positives), beta) == pytest.approx(
+        f_beta(repeated, fitted(repeated, positives, beta), max(1, positives), beta), abs=1e-12
+    )
+
+
+def test_thresholds_of_rows_found_outside_are_not_needed() -> None:
+    """They are refused whatever their score, so they hold no threshold up; those of a label's own still cost it recall."""
+    scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.85, 0.15], [0.2, 0.8]], np.float32)
+    targets, everyone = np.array([0, 0, -1, 1]), np.ones(4, np.bool_)
+    stranger = np.array([True, True, False, True])
+    assert fit_exclusive(scores, targets, beta=0.5, open_=everyone) == fit_exclusive(
+        scores, targets, beta=0.5
+    )
+    assert fit_exclusive(scores, targets, beta=0.5) == pytest.approx((0.875, 0.4))
+    assert fit_exclusive(scores, targets, beta=0.5, open_=stranger) == pytest.approx((0.4, 0.4))
+
+
+PARTS = 5
+
+
+def parts(rows: int, seed: int) -> list[list[int]]:
+    """The rows of each part, as the module deals them: a shuffled pack, one card each in turn."""
+    dealt = np.random.default_rng(seed).permutation(rows) % PARTS
+    return [np.flatnonzero(dealt == part).tolist() for part in range(PARTS)]
+
+
+@pytest.mark.parametrize("guarded", [False, True], ids=["open", "some found outside"])
+@pytest.mark.parametrize(("seed", "beta"), [(0, 1.0), (3, DEFAULT_BETA)])
+def test_thresholds_promised_recall_equals_brute_force(seed: int, beta: float, guarded: bool) -> None:
+    """Row by row: thresholds of the four other parts, and whether the row is answered with its own label."""
+    scores, targets = exclusive_scores(80, 3)
+    open_ = np.random.default_rng(9).random(80) < 0.8 if guarded else np.ones(80, np.bool_)
+    right = [0, 0, 0]
+    for part in parts(80, seed):
+        others = [row for row in range(80) if row not in part]
+        limits = fit_exclusive(scores[others], targets[others], beta=beta, open_=open_[others])
+        for row in part:
+            label = int(scores[row].argmax())
+            right[label] += bool(open_[row] and label == targets[row] and scores[row, label] >= limits[label])
+    expected = [right[label] / np.sum(targets == label) for label in range(3)]
+    found = promised_exclusive(scores, targets, beta=beta, open_=open_ if guarded else None, seed=seed)
+    assert found.tolist() == pytest.approx(expected)
+    assert 0 < min(expected) and max(expected) < 1
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_thresholds_promised_recall_of_labels_on_their_own_equals_brute_force(seed: int) -> None:
+    rng = np.random.default_rng(6)
+    targets = rng.random((60, 3)) < (0.5, 0.2, 0.8)
+    scores = np.clip(rng.normal(0.4, 0.2, (60, 3)) + 0.2 * targets, 0, 1).astype(np.float32)
+    right = np.zeros(3)
+    for part in parts(60, seed):
+        others = [row for row in range(60) if row not in part]
+        limits = fit_independent(scores[others], targets[others], beta=1.0)
+        for row in part:
+            right += [targets[row, label] and scores[row, label] >= limits[label] for label in range(3)]
+    found = promised_independent(scores, targets, beta=1.0, seed=seed)
+    assert found.tolist() == pytest.approx((right / targets.sum(axis=0)).tolist())
+    assert 0 < found.min() and found.max() < 1
+
+
+def test_thresholds_promised_recall_is_not_that_of_the_rows_themselves() -> None:
+    """The negative control: thresholds judged by the rows they were fitted on promise more than they keep."""
+    scores, targets = exclusive_scores(80, 3)
+    limits = np.array(fit_exclusive(scores, targets, beta=1.0))
+    winners = scores.argmax(axis=1)
+    right = (winners == targets) & (scores[np.arange(80), winners] >= limits[winners])
+    flattering = np.bincount(targets[right], minlength=3) / np.bincount(targets[targets >= 0], minlength=3)
+    assert promised_exclusive(scores, targets, beta=1.0).sum() < flattering.sum()
+
+
+def test_thresholds_promised_recall_of_a_label_without_rows_is_zero() -> None:
+    scores = np.array([[0.9, 0.1]] * 6, np.float32)
+    assert promised_exclusive(scores, np.zeros(6, np.int64)).tolist() == [1, 0]
+    assert promised_independent(scores, np.tile([True, False], (6, 1))).tolist() == [1, 0]
