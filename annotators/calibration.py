@@ -8,23 +8,26 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
-from scipy.special import expit, log_softmax
+from scipy.special import expit
 
 _TEMPERATURE_LOG_BOUNDS = (-4.0, 4.0)
 
 
 def softmax(raw: NDArray[np.float32]) -> NDArray[np.float32]:
     """Row-wise softmax of [rows, labels]."""
-    result: NDArray[np.float32] = np.exp(log_softmax(raw.astype(np.float64), axis=1)).astype(np.float32)
+    powers = np.exp(raw - raw.max(axis=1, keepdims=True))
+    result: NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
     return result
 
 
 def fit_temperature(raw: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
     """The scale that minimises the negative log-likelihood of held-out raw scores [rows, labels]."""
-    rows = np.arange(len(targets))
+    behind = raw - raw.max(axis=1, keepdims=True)  # no exponential can overflow
+    right = behind[np.arange(len(targets)), targets].mean(dtype=np.float64)
 
     def loss(log_scale: float) -> float:
-        return float(-log_softmax(raw * np.exp(log_scale), axis=1)[rows, targets].mean())
+        scale = np.float32(np.exp(log_scale))
+        return float(np.log(np.exp(behind * scale).sum(axis=1)).mean(dtype=np.float64) - scale * right)
 
     return float(np.exp(minimize_scalar(loss, bounds=_TEMPERATURE_LOG_BOUNDS, method="bounded").x))
 

@@ -240,14 +240,14 @@ def learn(
     losses, tried = _losses(rows, answers, plan, folds, more)
     strength = min(losses, key=losses.__getitem__)
 
-    def model_of(seen: Rows, *, loosely: bool) -> Model:
-        return next(_path(rows, answers, seen, plan, (strength,), more, loosely=loosely))
+    def model_of(seen: Rows, *, loosely: bool, near: Sequence[Model] = ()) -> Model:
+        return next(_path(rows, answers, seen, plan, (strength,), more, loosely=loosely, near=near))
 
     of_folds = tried.get(strength, []) + [
         model_of(seen, loosely=True) for seen, _ in folds[len(tried.get(strength, ())) :]
     ]
     held_out = _held_out(rows, answers, strangers, folds, of_folds)
-    model = model_of(np.arange(len(answers)), loosely=False)
+    model = model_of(np.arange(len(answers)), loosely=False, near=of_folds)
     judged = answers
     if dev is not None:
         held_out = _with_dev(held_out, dev, model, centroids_of(rows, answers))
@@ -310,13 +310,13 @@ def _loss(raw: FloatArray, answers: Answers) -> float:
     return float(-np.where(answers.wanted, np.log(chances), np.log1p(-chances)).mean())
 
 
-def _path(rows: FloatArray, answers: Answers, seen: Rows, plan: Plan, strengths: Sequence[float], more: tuple[FloatArray, Answers] | None, *, loosely: bool) -> Iterator[Model]:  # fmt: skip
+def _path(rows: FloatArray, answers: Answers, seen: Rows, plan: Plan, strengths: Sequence[float], more: tuple[FloatArray, Answers] | None, *, loosely: bool, near: Sequence[Model] = ()) -> Iterator[Model]:  # fmt: skip
     mine, wanted = rows[seen], answers.take(seen)
     if plan.balanced:
         wanted = wanted.balanced()
     if more is not None and len(more[1]):
         mine, wanted = np.concatenate([mine, more[0]]), wanted.joined(more[1])
-    return plan.learner.path(mine, wanted, strengths, loosely=loosely)
+    return plan.learner.path(mine, wanted, strengths, loosely=loosely, near=near)
 
 
 def _held_out(rows: FloatArray, answers: Answers, strangers: FloatArray, folds: Sequence[tuple[Rows, Rows]], models: Sequence[Model]) -> HeldOut:  # fmt: skip

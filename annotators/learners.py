@@ -38,9 +38,18 @@ class Learner(Protocol):
     def strengths(self) -> Sequence[float]: ...
 
     def path(
-        self, rows: FloatArray, answers: Answers, strengths: Sequence[float], *, loosely: bool = False
+        self,
+        rows: FloatArray,
+        answers: Answers,
+        strengths: Sequence[float],
+        *,
+        loosely: bool = False,
+        near: Sequence[Any] = (),
     ) -> Iterator[Model]:
-        """A model for each strength; `loosely` is for models that are only asked what they do not know, and saves time."""
+        """A model for each strength; `loosely` is for models that are only asked what they do not know, and saves time.
+
+        `near` are models of the learner's own, of parts of the rows; one that goes step by step starts from them.
+        """
         ...
 
 
@@ -51,10 +60,17 @@ class LinearLearner:
     strengths: Sequence[float] = REGULARISATIONS
 
     def path(
-        self, rows: FloatArray, answers: Answers, strengths: Sequence[float], *, loosely: bool = False
+        self,
+        rows: FloatArray,
+        answers: Answers,
+        strengths: Sequence[float],
+        *,
+        loosely: bool = False,
+        near: Sequence[Any] = (),
     ) -> Iterator[linear.Linear]:
         tolerance = 1e-3 if loosely else linear.TOLERANCE
-        yield from linear.path(rows, answers.targets(), strengths, tolerance=tolerance)
+        start = linear.averaged(near) if near else None
+        yield from linear.path(rows, answers.targets(), strengths, tolerance=tolerance, start=start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +93,13 @@ class HiddenLearner:
     strengths: Sequence[float] = (1e3, 1e4)
 
     def path(
-        self, rows: FloatArray, answers: Answers, strengths: Sequence[float], *, loosely: bool = False
+        self,
+        rows: FloatArray,
+        answers: Answers,
+        strengths: Sequence[float],
+        *,
+        loosely: bool = False,
+        near: Sequence[Any] = (),
     ) -> Iterator[HiddenModel]:
         wanted: NDArray[Any] = answers.codes if answers.exclusive else answers.wanted.astype(np.int64)
         if wanted.shape[1:] == (1,):
@@ -134,7 +156,13 @@ class BoostedLearner:
     strengths: Sequence[float] = (50, 150)
 
     def path(
-        self, rows: FloatArray, answers: Answers, strengths: Sequence[float], *, loosely: bool = False
+        self,
+        rows: FloatArray,
+        answers: Answers,
+        strengths: Sequence[float],
+        *,
+        loosely: bool = False,
+        near: Sequence[Any] = (),
     ) -> Iterator[BoostedModel]:
         try:
             import lightgbm  # takes half a second, and only these heads need it

@@ -28,9 +28,9 @@ TOLERANCE = (
     1e-4  # of the objective, relative: beyond it accuracy and log-likelihood of unseen rows no longer move
 )
 _MAX_STEPS = 200
+_MEMORY = 5  # steps that L-BFGS looks back on; more cost more time than they save
 _CHUNK = 1024  # rows whose logits stay in a core's cache
 _PARTS = 8  # sums that are formed apart; fixed, so that the result does not depend on the machine's cores
-_TEAM = 800  # rows of a symmetric matrix, from where threads share its axes
 _SMALL = 10**7  # multiplications a step, up to where threads cost more than they save
 
 
@@ -44,6 +44,12 @@ class Linear:
     def raw(self, rows: FloatArray) -> FloatArray:
         """[rows, labels]."""
         return rows @ self.weight.T + self.bias
+
+
+def averaged(models: Sequence[Linear]) -> Linear:
+    """The model whose raw scores are the mean of theirs."""
+    weights, biases = [model.weight for model in models], [model.bias for model in models]
+    return Linear(np.mean(weights, axis=0), np.mean(biases, axis=0))
 
 
 class Targets(Protocol):
@@ -107,19 +113,27 @@ def fit(rows: FloatArray, targets: Targets, c: float, *, tolerance: float = TOLE
 
 
 def path(
-    rows: FloatArray, targets: Targets, regularisations: Sequence[float], *, tolerance: float = TOLERANCE
+    rows: FloatArray,
+    targets: Targets,
+    regularisations: Sequence[float],
+    *,
+    tolerance: float = TOLERANCE,
+    start: Linear | None = None,
 ) -> Iterator[Linear]:
-    """A head for each C, which ascend, because each fit starts where the one before ended."""
-    count, width, labels = *rows.shape, len(targets.rates)
+    """A head for each C, which ascend, because each fit starts where the one before ended; the first at `start`."""
+    count, labels = len(rows), len(targets.rates)
     mean = rows.mean(axis=0)
     centred = rows - mean
     variances, axes = _principal(centred)
-    with single_threaded(rows.size * width < _SMALL):
+    with single_threaded(True):  # how many threads there were would show in the last bits
         turned = np.column_stack([centred @ axes.astype(np.float32), np.ones(count, np.float32)])
     spread = max(float((targets.rates * (1 - targets.rates)).mean()), 1e-6)
     curvatures = np.append(np.maximum(variances, 0.0), count) * spread
     known = np.clip(targets.rates, 0.5 / count, 1 - 0.5 / count)
     weight = np.column_stack([np.zeros((labels, len(variances))), np.log(known / (1 - known))])
+    if start is not None:
+        with single_threaded(True):
+            weight = np.column_stack([start.weight @ axes, start.bias + start.weight @ mean])
     for c in regularisations:
         penalty = np.append(np.full(len(variances), 1 / c), 0.0)  # the intercept is free
         scale = (curvatures + penalty) ** -0.5
@@ -129,10 +143,10 @@ def path(
                 (weight / scale).ravel(),
                 jac=True,
                 method="L-BFGS-B",
-                options={"maxiter": _MAX_STEPS, "ftol": tolerance, "gtol": 0.0},
+                options={"maxiter": _MAX_STEPS, "maxcor": _MEMORY, "ftol": tolerance, "gtol": 0.0},
             )
-        weight = found.x.reshape(labels, -1) * scale
-        unturned = weight[:, :-1] @ axes.T
+            weight = found.x.reshape(labels, -1) * scale
+            unturned = weight[:, :-1] @ axes.T
         yield Linear(unturned.astype(np.float32), (weight[:, -1] - unturned @ mean).astype(np.float32))
 
 
@@ -141,16 +155,13 @@ def _principal(centred: FloatArray) -> tuple[NDArray[np.float64], NDArray[np.flo
     which they differ, because along all others the best weights are 0."""
     count, width = centred.shape
     wide = count < width
-    with single_threaded(centred.size * min(count, width) < _SMALL):
+    with single_threaded(True):  # as above
         products = (centred @ centred.T if wide else centred.T @ centred).astype(np.float64)
-    with single_threaded(
-        len(products) < _TEAM
-    ):  # a team of threads waits longer than it computes over small ones
         variances, axes = np.linalg.eigh(products)
-    if not wide:
-        return variances, axes
-    kept = variances > 1e-6 * max(float(variances[-1]), 1e-12)
-    return variances[kept], (centred.T @ axes[:, kept]) / np.sqrt(variances[kept])
+        if not wide:
+            return variances, axes
+        kept = variances > 1e-6 * max(float(variances[-1]), 1e-12)
+        return variances[kept], (centred.T @ axes[:, kept]) / np.sqrt(variances[kept])
 
 
 class _Objective:
@@ -164,7 +175,7 @@ class _Objective:
         chunks = [slice(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
         self._parts = [part for part in (chunks[i::_PARTS] for i in range(_PARTS)) if part]
         self._raw = [np.empty((_CHUNK, labels), np.float32) for _ in self._parts]
-        self._sums = [np.empty((labels, width), np.float32) for _ in self._parts]
+        self._sums = np.empty((len(self._parts), labels, width), np.float32)
         self._terms = [np.empty((labels, width), np.float32) for _ in self._parts]
         self._pool = None if small or len(self._parts) == 1 else ThreadPoolExecutor(os.cpu_count())
         self._limit = single_threaded(True)
@@ -185,7 +196,7 @@ class _Objective:
         each: Callable[..., Any] = map if self._pool is None else self._pool.map
         value = sum(each(self._part, numbers, [turned] * len(numbers)))
         shrinkage = weight * self._penalty
-        gradient = np.sum(self._sums, axis=0, dtype=np.float64) + shrinkage
+        gradient = self._sums.sum(axis=0, dtype=np.float64) + shrinkage
         return value + 0.5 * float((weight * shrinkage).sum()), gradient.ravel()
 
     def _part(self, number: int, weight: FloatArray) -> float:

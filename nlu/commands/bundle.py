@@ -94,7 +94,7 @@ def build(
     parts_folder: Annotated[
         Path,
         typer.Argument(
-            help="A folder of parts: vectorizer.NAME, head.NAME, index.NAME, cold.NAME, ranker.NAME."
+            help="A folder of parts: vectorizer.NAME, head.NAME, index.NAME, cold.NAME, ranker.NAME, adapter.NAME."
         ),
     ],
     out_folder: Annotated[Path, typer.Option("--out", help="Where the bundle goes.")],

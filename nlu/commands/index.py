@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from nlu.commands.options import BundleOption, JsonOption, extra, out, print_json, settings_for, verified
+from nlu.commands.options import (
+    BundleOption,
+    JsonOption,
+    extra,
+    one_blas_thread,
+    out,
+    print_json,
+    settings_for,
+    verified,
+)
 from nlu.progress import Bar
 
 if TYPE_CHECKING:
@@ -48,6 +57,7 @@ def adapt(
     as_json: JsonOption = False,
 ) -> None:
     """Learn an adapter: new phrases find their replies, old phrases keep theirs, the vectorizer stays."""
+    one_blas_thread()
     import numpy as np
 
     from nlu import canaries
@@ -107,6 +117,10 @@ def _show(folder: Path, spec: Spec) -> None:
             head = ("", "") if row else (name, str(exam.questions))
             table.add_row(*head, measure, f"{change.before:.3f}", f"{change.after:.3f}", told)
     out.print(table)
+    if spec.new.mrr.low <= 0:
+        out.print(
+            "new content: no gain that is certain; write more phrases, or make them prompts of the index"
+        )
     out.print(
         f"{folder}: rank {spec.rank}, eps {spec.eps:g} ({spec.factor:g} of what was learnt): no similarity moves by more "
         f"than {spec.bound:.3f}; judged on {spec.rows} rows; put it into a bundle with `nlu heads add`",

@@ -16,6 +16,7 @@ from nlu.commands.options import (
     BundleOption,
     JsonOption,
     extra,
+    one_blas_thread,
     out,
     print_json,
     settings_for,
@@ -153,6 +154,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a head on labelled phrases, without torch, and write its report."""
+    one_blas_thread()
     with extra("heads"):
         from nlu.heads import config as configs
         from nlu.heads.train import PAGE

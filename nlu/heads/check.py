@@ -302,8 +302,18 @@ def _twinned(rows: Sequence[Row], config: HeadConfig) -> list[list[Row]]:
 
 def _canonical(row: Row, config: HeadConfig) -> tuple[object, str]:
     """What is left of a row when punctuation and spacing do not count."""
-    letters = (each for each in row.phrase.casefold() if unicodedata.category(each)[0] not in "PZ")
-    return _before(row, config), "".join(letters)
+    return _before(row, config), row.phrase.casefold().translate(_WORDS_ALONE)
+
+
+class _WordsAlone(dict[int, int | None]):
+    """For str.translate: no punctuation, no space. A character's category is looked up once."""
+
+    def __missing__(self, code: int) -> int | None:
+        self[code] = None if unicodedata.category(chr(code))[0] in "PZ" else code
+        return self[code]
+
+
+_WORDS_ALONE = _WordsAlone()
 
 
 def _before(row: Row, config: HeadConfig) -> tuple[Turn, ...]:

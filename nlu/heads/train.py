@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from annotators import table
+from annotators.anchors import AnchorsHead
 from annotators.fit import About, Fitted, Plan
 from annotators.head import SPEC_FILE, Requires, Spec
 from annotators.learners import BoostedLearner, HiddenLearner, Learner, LinearLearner
@@ -82,7 +83,7 @@ def train(
             progress("fitting", 0, 1)
             made = _fit(config, vectorizer, materials)
             progress("fitting", 1, 1)
-        _save(made.head, folder, vectorizer)
+        _save(made if isinstance(made, AnchorsHead) else made.head, folder, vectorizer)
         with clock.part("report"):
             head = table.load(folder)  # what ships, with its weights rounded
             found = {

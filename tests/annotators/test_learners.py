@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.abc import MetaPathFinder
 from typing import Any
 
 import numpy as np
@@ -133,6 +135,32 @@ def test_learners_boosted_trees_heed_the_rows_weights() -> None:
         weights = np.repeat(np.array([first, second], np.float32), 40)
         model = fitted(BoostedLearner(), rows, Answers.of([(label,) for label in labels], weights=weights))
         assert model.raw(np.eye(2, dtype=np.float32)).argmax(axis=1).tolist() == meant
+
+
+@pytest.mark.parametrize("learner", [LinearLearner((4.0,)), HiddenLearner(8), BoostedLearner()])
+def test_learners_near_models_change_no_answer(learner: Learner) -> None:
+    """They are of parts of the rows; whoever goes step by step starts from them, the others do without."""
+    said, halves = cloud(0.4), (np.arange(0, 36, 2), np.arange(1, 36, 2))
+    near = [fitted(learner, said.vectors[half], said.answers.take(half)) for half in halves]
+    (with_them,) = learner.path(said.vectors, said.answers, learner.strengths[:1], near=near)
+    alone = fitted(learner, said.vectors, said.answers)
+    found, expected = (softmax(model.raw(said.vectors), axis=1) for model in (with_them, alone))
+    np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+def test_learners_boosted_trees_without_openmp_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refuses(MetaPathFinder):
+        def find_spec(self, name: str, *_: Any) -> None:
+            if name == "lightgbm":
+                raise OSError("libgomp.so.1: cannot open shared object file")
+
+    monkeypatch.delitem(sys.modules, "lightgbm", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Refuses(), *sys.meta_path])
+    said = cloud(0.4)
+    with pytest.raises(
+        ValueError, match="found libgomp.so.1: .*, expected its OpenMP library; install libgomp1 with"
+    ):
+        fitted(BoostedLearner(), said.vectors, said.answers)
 
 
 @pytest.mark.parametrize("learner", [LinearLearner, lambda: HiddenLearner(8), BoostedLearner])

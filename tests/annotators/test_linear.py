@@ -14,7 +14,8 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
 from annotators import linear
-from annotators.linear import AnyOf, Linear, OneOf, fit, path, single_threaded
+from annotators.linear import AnyOf, Linear, OneOf, averaged, fit, path, single_threaded
+from tests.annotators.toys import random_units
 
 LABELS = 4
 EXACTLY = 1e-10  # of the objective; what is left is float32
@@ -115,6 +116,45 @@ def test_linear_of_fewer_rows_than_features_is_finite(rows: int) -> None:
     assert (found.raw(vectors[:rows]).argmax(axis=1) == 0).all()
 
 
+@pytest.mark.parametrize("rows", [10, 26, 27, 28])  # and three again: 13, 29, 30, 31
+@pytest.mark.parametrize("c", [0.1, 10.0])
+def test_linear_of_fewer_rows_than_features_is_scikit_learns(rows: int, c: float) -> None:
+    """Also of rows that repeat, so that they differ along fewer axes than there are rows."""
+    distinct, codes = problem(rows, width=30, labels=3)
+    vectors, labels = np.concatenate([distinct, distinct[:3]]), np.concatenate([codes, codes[:3]])
+    found = fit(vectors, OneOf(labels, 3), c, tolerance=EXACTLY)
+    model = scikit_learns(c, vectors, labels)
+    unseen = vectors[::-1] + 0.1 * random_units(len(vectors), 30)
+    assert_same_chances(found, model, vectors)
+    assert_same_chances(found, model, unseen)
+
+
+def test_linear_averaged_model_scores_as_its_parts_do_on_average() -> None:
+    vectors, codes = problem()
+    parts = [fit(vectors[i::3], OneOf(codes[i::3], LABELS), 4.0) for i in range(3)]
+    expected = np.mean([part.raw(vectors) for part in parts], axis=0)
+    np.testing.assert_allclose(averaged(parts).raw(vectors), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [6, 200])
+def test_linear_start_changes_the_way_and_not_the_end(width: int) -> None:
+    vectors, codes = problem(150, width)
+    parts = [fit(vectors[i::3], OneOf(codes[i::3], LABELS), 4.0) for i in range(3)]
+    targets = OneOf(codes, LABELS)
+    (found,) = path(vectors, targets, (4.0,), tolerance=EXACTLY, start=averaged(parts))
+    assert_same_chances(found, scikit_learns(4.0, vectors, codes), vectors)
+
+
+def test_linear_start_at_the_end_is_nearly_there() -> None:
+    """With so large a tolerance that a single step is taken; the negative control starts from nothing."""
+    vectors, codes = problem()
+    targets = OneOf(codes, LABELS)
+    end = fit(vectors, targets, 4.0, tolerance=EXACTLY)
+    (near,), (far,) = (path(vectors, targets, (4.0,), tolerance=1.0, start=start) for start in (end, None))
+    np.testing.assert_allclose(near.raw(vectors), end.raw(vectors), atol=0.05)
+    assert np.abs(far.raw(vectors) - end.raw(vectors)).max() > 1
+
+
 def test_linear_label_that_no_row_has_is_all_but_impossible() -> None:
     vectors, codes = problem()
     found = fit(vectors, OneOf(codes, LABELS + 1), 4.0)
@@ -177,25 +217,29 @@ def _two() -> tuple[NDArray[np.float32], OneOf]:
 
 
 LARGE = (4500, 64, 40)  # rows, features, labels: enough for several chunks, and for threads
+BROAD = (700, 600, 20)  # BLAS rounds products of this width by how many threads they are shared among
+WIDE = (300, 600, 20)  # and of more features than rows
 
 
 def bits(rows: int, width: int, labels: int) -> bytes:
+    """Of a fit, and of one that starts there."""
     vectors, codes = problem(rows, width, labels)
-    found = fit(vectors, OneOf(codes, labels), 0.01, tolerance=1e-2)
-    return found.weight.tobytes() + found.bias.tobytes()
+    first = fit(vectors, OneOf(codes, labels), 0.01, tolerance=1e-2)
+    (then,) = path(vectors, OneOf(codes, labels), (0.02,), tolerance=1e-2, start=first)
+    return b"".join(array.tobytes() for found in (first, then) for array in (found.weight, found.bias))
 
 
-@pytest.mark.parametrize("cores", [1, 3, 8])
 @pytest.mark.parametrize("blas_threads", [1, 2])
+@pytest.mark.parametrize(("size", "cores"), [(LARGE, 1), (LARGE, 3), (LARGE, 8), (BROAD, 2), (WIDE, 2)])
 def test_linear_bits_do_not_depend_on_the_machines_cores(
-    monkeypatch: pytest.MonkeyPatch, cores: int, blas_threads: int
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int, int], cores: int, blas_threads: int
 ) -> None:
     monkeypatch.setattr(linear, "_SMALL", 10**15)  # no threads at all
-    expected = bits(*LARGE)
+    expected = bits(*size)
     monkeypatch.undo()
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     with threadpool_limits(blas_threads):
-        assert bits(*LARGE) == expected
+        assert bits(*size) == expected
 
 
 def test_linear_bits_do_depend_on_how_many_sums_are_formed(monkeypatch: pytest.MonkeyPatch) -> None:

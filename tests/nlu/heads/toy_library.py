@@ -15,12 +15,26 @@ DIM = 24
 Floats = NDArray[np.float32]
 
 
-def make_library(folder: Path, prompts: Mapping[str, Sequence[str]], vectors: Mapping[str, Floats]) -> Library:
-    """An index of `prompts`, reply id to phrases, where every phrase has its vector; read back from its folder."""
-    entries = [Entry(id=reply, text=f"About {reply}.", prompt=each) for reply in prompts for each in prompts[reply]]
+def make_library(
+    folder: Path, prompts: Mapping[str, Sequence[str]], vectors: Mapping[str, Floats]
+) -> Library:
+    """An index of `prompts`, reply id to phrases, where every phrase has its vector; read back from its folder.
+
+    A phrase without one, such as half of a prompt, stands where the first phrase with its words stands.
+    """
+
+    def vector(asked: str) -> Floats:
+        words = set(asked.split())
+        return vectors[
+            asked if asked in vectors else next(each for each in vectors if words <= set(each.split()))
+        ]
+
+    entries = [
+        Entry(id=reply, text=f"About {reply}.", prompt=each) for reply in prompts for each in prompts[reply]
+    ]
     rows = np.stack([vectors[entry.prompt] for entry in entries])
     build(entries, rows, folder, personas=(), surfaces=(), shard_rows=64)
-    return read_library(folder, lambda phrases: np.stack([vectors[each] for each in phrases]), uncased=True)
+    return read_library(folder, lambda phrases: np.stack([vector(each) for each in phrases]), uncased=True)
 
 
 def make_world(folder: Path, *, clash: bool = False, seed: int = 0) -> tuple[Library, dict[str, list[str]]]:
