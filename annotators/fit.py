@@ -32,6 +32,7 @@ HeadT = TypeVar("HeadT", bound=Head)
 
 FOLDS = 3
 _ALONE = 0.02  # of the phrases without any turn before, from which a head in context answers such phrases
+_FLAT = 1e-3  # scale of a label whose scores say nothing: next to none, and yet in their order
 _ALL_FOLDS_CHOOSE = (
     5 * 10**7
 )  # rows x features x labels, up to where every fold is asked which strength is best
@@ -346,8 +347,17 @@ def _calibrated(raw: FloatArray, answers: Answers) -> tuple[tuple[float, ...], t
     count = len(answers.names)
     if answers.exclusive:
         return (calibration.fit_temperature(raw, answers.codes),) * count, (0.0,) * count
-    pairs = [calibration.fit_platt(raw[:, label], answers.wanted[:, label]) for label in range(count)]
+    pairs = [_platt(raw[:, label], answers.wanted[:, label]) for label in range(count)]
     return tuple(scale for scale, _ in pairs), tuple(shift for _, shift in pairs)
+
+
+def _platt(raw: FloatArray, wanted: NDArray[np.bool_]) -> tuple[float, float]:
+    """Platt's pair of one label; where its raw scores say nothing, the share of rows that have it, whatever they are."""
+    scale, shift = calibration.fit_platt(raw, wanted)
+    if scale > 0:  # a likelier label must never score lower
+        return scale, shift
+    rate = (wanted.sum() + 1) / (len(wanted) + 2)
+    return _FLAT, float(np.log(rate / (1 - rate)))
 
 
 def _linked(raw: FloatArray, scale: Sequence[float], shift: Sequence[float], exclusive: bool) -> FloatArray:

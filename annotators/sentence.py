@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from heapq import nlargest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,7 +142,7 @@ def ranking(
     names, thresholds = spec.labels, spec.thresholds
     inside = stranger is None or spec.outside is None or stranger < spec.outside.threshold
     if spec.exclusive:
-        order = _best(scores, top)
+        order = sorted(range(len(names)), key=scores.__getitem__, reverse=True)[:top]
         best = order[0]
         return tuple(
             Label(
@@ -161,13 +160,6 @@ def ranking(
         for rank, i in enumerate(order)
         if rank < top or scores[i] >= thresholds[i]
     )
-
-
-def _best(scores: Sequence[float], top: int) -> list[int]:
-    """The numbers of the `top` highest scores, best first; of equal ones the first."""
-    if len(scores) <= 4 * top:
-        return sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:top]
-    return nlargest(top, range(len(scores)), key=scores.__getitem__)
 
 
 def disagreement(scores: NDArray[np.float32], weights: NDArray[np.float32], *, exclusive: bool) -> float:

@@ -29,7 +29,7 @@ def tags_of(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def windows(tokens: NDArray[np.float32], reach: int = 1, *, edges: bool = False) -> NDArray[np.float32]:
-    """[tokens, width_of(token_dim, reach, edges)]: `reach` tokens before, the token, as many after; zeros beyond the edges.
+    """[tokens, (2 * reach + 1) * token_dim + 2 * edges]: `reach` tokens before, the token, as many after; zeros beyond the edges.
 
     With `edges` two more columns say whether the token is the first and whether it is the last.
     """

@@ -12,6 +12,7 @@ keeps 95 % of the in-scope dev rows, and a label of several is given above the t
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import statistics
@@ -181,12 +182,17 @@ def elsewhere(peer: str, task: Task, *, seed: int) -> Trial:
 
 
 def merge(results: Path, task: str, peer: str, entry: Mapping[str, Any]) -> None:
-    """Put one entry into the file, leaving the others as other commands left them."""
-    kept = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
-    kept.setdefault(task, {})[peer] = entry
-    fresh = results.with_suffix(".tmp")
-    fresh.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    os.replace(fresh, results)
+    """Put one entry into the file, leaving the others as other commands left them, or leave them this moment."""
+    folder = os.open(results.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        kept = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+        kept.setdefault(task, {})[peer] = entry
+        fresh = results.with_suffix(".tmp")
+        fresh.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        os.replace(fresh, results)
+    finally:
+        os.close(folder)  # and with it the lock
 
 
 def main() -> None:

@@ -55,9 +55,9 @@ def test_fit_outside_chooses_what_tells(by_logit: float, by_centroid: float, met
     assert set(fitted.aurocs) == set(METHODS)
 
 
-def test_fit_outside_where_methods_are_level_the_simplest_is_chosen() -> None:
-    """The centroids tell nothing, and a blend that is a hair better is not worth them."""
-    fitted = fit_outside.fit(held_out(by_logit=8.0, by_centroid=0.0), SCALE, centroids=True)
+def test_fit_outside_blend_that_is_a_hair_better_is_not_worth_its_centroids() -> None:
+    fitted = fit_outside.fit(held_out(by_logit=3.0, by_centroid=0.5), SCALE, centroids=True)
+    assert fitted.aurocs["blend"] == max(fitted.aurocs.values()) > fitted.aurocs["max_logit"]
     assert fitted.outside.method == "max_logit"
     assert not fitted.outside.needs_centroids
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +125,13 @@ def test_peers_results_of_other_commands_stay(tmp_path: Path) -> None:
         "clinc150": {"tfidf": {"accuracy": 0.8}},
     }
     assert list(tmp_path.iterdir()) == [results]
+
+
+def test_peers_results_of_commands_at_the_same_time_all_stay(tmp_path: Path) -> None:
+    results = tmp_path / "peers.json"
+    peers = [f"peer {number}" for number in range(32)]
+    with ThreadPoolExecutor(
+        8
+    ) as pool:  # each call opens the folder anew, so threads exclude one another as processes do
+        list(pool.map(lambda peer: merge(results, "banking77", peer, {}), peers))
+    assert sorted(json.loads(results.read_text(encoding="utf-8"))["banking77"]) == sorted(peers)
