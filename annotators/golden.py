@@ -21,7 +21,7 @@ def rows(scores: NDArray[np.float32], wanted: NDArray[np.bool_]) -> list[int]:
         for mine in (np.flatnonzero(safe & (best == label)),)
         if len(mine)
     ]
-    kept = (
-        np.unique(np.linspace(0, len(best_of_label) - 1, GOLDEN).round().astype(int)) if best_of_label else []
-    )
-    return sorted(best_of_label[i] for i in kept)
+    if len(best_of_label) <= GOLDEN:
+        return sorted(best_of_label)
+    spread = np.linspace(0, len(best_of_label) - 1, GOLDEN).round().astype(int).tolist()
+    return sorted(best_of_label[i] for i in spread)
