@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 LIMIT = 24_000_000  # bytes: what a clone and an installation carry for it
 HEADS = {
     "intent", "domain", "scope", "emotion", "toxicity", "followup", "slots", "about_me", "quick", "emotion_reddit", "dialog_act",
-    "slots_services", "entities",
+    "slots_services", "entities", "punctuation",
 }  # fmt: skip
 
 # In front of every other importer: whoever asks for one of these packages gets an error instead.

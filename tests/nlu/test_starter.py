@@ -13,6 +13,7 @@ import pytest
 
 from annotators.annotator import Heard
 from annotators.fit import About
+from annotators.restore import spoken
 from nlu import content, loading, starter
 from nlu.content import Content, Example
 from nlu.starter import Starter
@@ -107,11 +108,13 @@ def test_starter_learns_from_public_data_and_keeps_none_of_it(public: tuple[Star
         ("emotion_reddit", "goemotions/test"), ("toxicity", "davidson_hate_offensive/test"),
         ("dialog_act", "sgd/user_test"), ("slots_services", "snips/test"), ("slots_services", "sgd/user_test"),
         ("entities", "starter dev"), ("entities", "wnut17/test"), ("entities", "btc_ner/f"),
+        ("punctuation", "self_dialogue/test"),
     }  # fmt: skip
     fleet = loading.load(built.bundle).fleet
     assert set(fleet.heads["dialog_act"].spec.labels) == {"want", "agree", "leave"}
     assert set(fleet.heads["slots_services"].spec.labels) == {"artist", "when"}
     assert set(fleet.heads["entities"].spec.labels) == {"person", "place", "organisation"}
+    assert {"Aa", "?", "."} <= set(fleet.heads["punctuation"].spec.labels)
     for row in built.table:
         reported = fleet.heads[row.head].spec.metrics
         assert reported[f"{row.tested_on}: phrases"] == row.metrics["phrases"]
@@ -195,6 +198,10 @@ def _write_public(root: Path) -> list[str]:
         )
         _gzip(root / "sgd" / f"user_{part}.jsonl.gz", [json.dumps(turn) for turn in turns])
         texts += [str(turn["text"]) for turn in turns]
+        talk = [f"Is {name.title()} in? I called {name.title()} twice." for name in names]
+        dialogs = [{"id": str(n), "turns": [{"speaker": "A", "text": text}]} for n, text in enumerate(talk)]
+        _gzip(root / "self_dialogue" / f"{part}.jsonl.gz", [json.dumps(dialog) for dialog in dialogs])
+        texts += [spoken(text)[0] for text in talk]
     return texts
 
 
