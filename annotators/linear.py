@@ -1,7 +1,7 @@
 """Linear heads learnt on frozen vectors: logistic regression, many labels and many strengths of regularisation at once.
 
 The objective is scikit-learn's, `C * loss + |weights|^2 / 2` with a free intercept. It is minimised by L-BFGS in float32
-along the principal axes of the training rows, each axis scaled by the curvature that the loss has there in the end, so
+along the principal axes of the training rows, each axis scaled by the curvature that labels of even odds have there, so
 that the problem is about round: tens of steps where raw vectors, whose variances lie decades apart, take hundreds. Rows go
 through the cache in chunks, on as many threads as there are cores; the sums are taken in one order whatever their number.
 """
@@ -31,7 +31,6 @@ _MAX_STEPS = 200
 _MEMORY = 5  # steps that L-BFGS looks back on; more cost more time than they save
 _CHUNK = 1024  # rows whose logits stay in a core's cache
 _PARTS = 8  # sums that are formed apart; fixed, so that the result does not depend on the machine's cores
-_SURE = 0.1  # of the curvature before anything is learnt: about what is left when most rows are answered for sure
 _SMALL = 10**7  # multiplications a step, up to where threads cost more than they save
 
 
@@ -129,7 +128,7 @@ def path(
     with single_threaded(True):  # how many threads there were would show in the last bits
         turned = np.column_stack([centred @ axes.astype(np.float32), np.ones(count, np.float32)])
     spread = max(float((targets.rates * (1 - targets.rates)).mean()), 1e-6)
-    curvatures = np.append(np.maximum(variances, 0.0), count) * (spread * _SURE)
+    curvatures = np.append(np.maximum(variances, 0.0), count) * spread
     known = np.clip(targets.rates, 0.5 / count, 1 - 0.5 / count)
     weight = np.column_stack([np.zeros((labels, len(variances))), np.log(known / (1 - known))])
     if start is not None:

@@ -299,7 +299,7 @@ def _material(
     kind = spec.kind if labelled and spec.kind != "rules" else "sentence"
     chosen = configs.load(
         None, name=spec.name, kind=kind, files={"test" if labelled else "outside": files}, columns=_columns(columns),
-        multi=(not spec.exclusive and kind == "sentence") or None,
+        multi=(labelled and not spec.exclusive) or None,
         scheme="restore" if kind == "token" and spec.params.get("restores") else None,
     )  # fmt: skip
     dataset = read(chosen, uncased=vectorizer.spec.uncased)

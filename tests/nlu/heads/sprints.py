@@ -48,7 +48,10 @@ def mislabelled(lines: list[Line]) -> list[Line]:
 
 ASKED = [*mislabelled(phrases.labelled(12, 1)), {"text": "abc efg", "label": "never heard of"}]
 STRANGE, STRANGE_ASKED = phrases.strange(12, 0), phrases.strange(8, 1)
-RULES = [{"label": "stop", "phrases": ["stop", "стоп"]}, {"label": "clock", "pattern": r"\d\d:\d\d"}]
+RULES: list[dict[str, Any]] = [
+    {"label": "stop", "phrases": ["stop", "стоп"]},
+    {"label": "clock", "pattern": r"\d\d:\d\d"},
+]
 
 SPRINTS: dict[str, Sprint] = {
     "linear": Sprint(

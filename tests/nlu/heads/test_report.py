@@ -102,7 +102,7 @@ def test_report_curves_are_what_each_threshold_gives_and_the_chosen_one_is_on_th
     found = judged(name)
     worst = report.classes(found)
     curves = report.curves(found, worst)
-    sayable = dict(zip(found.spec.labels, found.sayable.any(axis=0), strict=True))
+    sayable = dict(zip(found.spec.labels, np.atleast_1d(found.sayable.any(axis=0)), strict=True))
     assert [curve["label"] for curve in curves] == [
         row["label"] for row in worst if row["support"] and sayable[row["label"]]
     ]
