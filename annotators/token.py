@@ -59,20 +59,17 @@ def viterbi(scores: NDArray[np.float32], steps: NDArray[np.float32]) -> list[int
     Before the first token everything was outside.
     """
     greedy: list[int] = scores.argmax(axis=1).tolist()
+    if not any(greedy) and _outside_is_best(scores, steps):
+        return greedy
     taken = steps[[0, *greedy[:-1]], greedy]
     if (taken == steps.max()).all():
         return greedy  # best token by token and best step by step
-    if not any(greedy) and _outside_is_best(scores, steps):
-        return greedy
-    best = scores[0] + steps[0]
-    back = np.zeros(scores.shape, np.int64)
-    for t in range(1, len(scores)):
-        arriving = best[:, None] + steps
-        back[t] = arriving.argmax(axis=0)
-        best = arriving.max(axis=0) + scores[t]
-    path = [int(best.argmax())]
-    for t in range(len(scores) - 1, 0, -1):
-        path.append(int(back[t, path[-1]]))
+    best = [scores[0] + steps[0]]
+    for row in scores[1:]:
+        best.append((best[-1][:, None] + steps).max(axis=0) + row)
+    path = [int(best.pop().argmax())]
+    while best:  # asked on the way back, one tag a token, rather than kept for all on the way there
+        path.append(int((best.pop() + steps[:, path[-1]]).argmax()))
     return path[::-1]
 
 

@@ -185,6 +185,16 @@ def test_data_spans_stay_on_their_words_whatever_normalisation_does(
         assert (mark.label, said) == ("thing", spaced if path.suffix == ".conll" else wanted)
 
 
+def test_data_spans_without_a_blank_between_keep_apart(tmp_path: Path) -> None:
+    line = {
+        "text": "ＦＲＯＭ(5€)to６",
+        "spans": [[5, 6, "sum"], [6, 7, "money"], [8, 10, "word"], [10, 11, "sum"]],
+    }
+    (row,) = sound(file(tmp_path, "a.jsonl", json.dumps(line)), kind="token")
+    assert row.phrase == "from(5€)to6"
+    assert row.marks == (Mark("sum", 5, 6), Mark("money", 6, 7), Mark("word", 8, 10), Mark("sum", 10, 11))
+
+
 def test_data_span_of_marks_that_fold_to_a_blank_begins_after_it(tmp_path: Path) -> None:
     path = file(tmp_path, "a.jsonl", json.dumps({"text": "x ´one´ y", "spans": [[2, 7, "quoted"]]}))
     (row,) = sound(path, kind="token")

@@ -39,6 +39,11 @@ def test_noise_depends_on_the_phrase_alone(given: list[str]) -> None:
     assert noise.mistyped(given) == [noise.mistyped([phrase])[0] for phrase in given]
 
 
+def test_noise_swaps_no_letter_with_itself() -> None:
+    same = ["o" * length for length in range(4, 40)]
+    assert all(phrase != typed for phrase, typed in zip(same, noise.mistyped(same), strict=True))
+
+
 def test_noise_makes_every_kind_of_mistake() -> None:
     typed = noise.mistyped([f"word{'abcdefghijklmnopqrstuvwxyz'[i % 26]}{'xyz'[i // 26]}" for i in range(78)])
     lengths = {len(word) for word in typed}
