@@ -12,7 +12,6 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 from sklearn.metrics import log_loss
 
 from annotators import calibration, fit_outside, golden, thresholds
@@ -24,7 +23,7 @@ from annotators.fit_outside import FittedOutside
 from annotators.head import Golden, GoldenTurn, Requires, Spec
 from annotators.learners import BoostedLearner, BoostedModel, HiddenModel, Learner, LinearLearner, Model
 from annotators.linear import Linear
-from annotators.sentence import SentenceHead
+from annotators.sentence import SentenceHead, link, linked
 from annotators.table import Head
 
 FloatArray = NDArray[np.float32]
@@ -133,7 +132,15 @@ def fit_sentence(
     calibration, thresholds, golden phrases and metrics are those of the phrases themselves. Raises ValueError where they
     carry a label that no phrase has.
     """
-    learnt = learn(vectors, answers, plan, outsiders=outsiders, outside=outside, more=_borrowed(borrowed, answers, vectors.shape[1]), dev=dev)  # fmt: skip
+    learnt = learn(
+        vectors,
+        answers,
+        plan,
+        outsiders=outsiders,
+        outside=outside,
+        more=_borrowed(borrowed, answers, vectors.shape[1]),
+        dev=dev,
+    )
     metrics = learnt.metrics | (
         {} if borrowed is None or not len(borrowed.labels) else {"borrowed": float(len(borrowed.labels))}
     )
@@ -150,7 +157,7 @@ def fit_sentence(
             raise ValueError(
                 f"learner: found {type(other).__name__}, expected a linear one or one with a hidden layer"
             )
-    kept = _golden(texts, linked(learnt, head.raw(vectors)), answers)
+    kept = _golden(texts, linked(spec, head.raw(vectors))[1], answers)
     return Fitted(replace(head, spec=spec.model_copy(update={"golden": kept})), learnt)
 
 
@@ -177,7 +184,7 @@ def fit_context(
     if sum(not context for context in contexts) >= _ALONE * len(contexts):
         params["alone"] = True
     spec = _spec(about, "context", learnt, answers, params=params, metrics=learnt.metrics)
-    kept = _golden(texts, linked(learnt, learnt.model.raw(rows)), answers, golden_turns)
+    kept = _golden(texts, linked(spec, learnt.model.raw(rows))[1], answers, golden_turns)
     head = ContextHead(
         spec.model_copy(update={"golden": kept}), learnt.model.weight, learnt.model.bias, turns
     )
@@ -218,7 +225,7 @@ def fit_boosted(
         raise ValueError(f"learner: found {type(learnt.model).__name__}, expected boosted trees")
     spec = _spec(about, "boosted", learnt, answers, metrics=learnt.metrics)
     head = BoostedHead.of(spec, to_onnx(learnt.model, vectors.shape[1]))
-    kept = _golden(texts, linked(learnt, head.raw(vectors)), answers)
+    kept = _golden(texts, linked(spec, head.raw(vectors))[1], answers)
     return Fitted(replace(head, spec=spec.model_copy(update={"golden": kept})), learnt)
 
 
@@ -237,18 +244,15 @@ def learn(
     `more` rows are trained on in every fold and never measured on. Outsiders without `outside` only push thresholds up.
     """
     strangers = np.zeros((0, rows.shape[1]), np.float32) if outsiders is None else outsiders
-    folds = answers.folds(plan.folds, plan.seed)
-    losses, tried = _losses(rows, answers, plan, folds, more)
+    lesson = _Lesson(rows, answers, plan, more, answers.folds(plan.folds, plan.seed))
+    losses, tried = lesson.losses()
     strength = min(losses, key=losses.__getitem__)
-
-    def model_of(seen: Rows, *, loosely: bool, near: Sequence[Model] = ()) -> Model:
-        return next(_path(rows, answers, seen, plan, (strength,), more, loosely=loosely, near=near))
-
-    of_folds = tried.get(strength, []) + [
-        model_of(seen, loosely=True) for seen, _ in folds[len(tried.get(strength, ())) :]
+    of_folds = tried.get(strength, [])
+    of_folds += [
+        next(lesson.path(seen, (strength,), loosely=True)) for seen, _ in lesson.folds[len(of_folds) :]
     ]
-    held_out = _held_out(rows, answers, strangers, folds, of_folds)
-    model = model_of(np.arange(len(answers)), loosely=False, near=of_folds)
+    held_out = lesson.held_out(of_folds, strangers)
+    model = next(lesson.path(np.arange(len(answers)), (strength,), near=of_folds))
     judged = answers
     if dev is not None:
         held_out = _with_dev(held_out, dev, model, centroids_of(rows, answers))
@@ -260,16 +264,11 @@ def learn(
         fitted = fit_outside.fit(
             held_out, scale[0], centroids=isinstance(model, Linear | HiddenModel), share=plan.outside_share, seed=plan.seed
         )  # fmt: skip
-    scores = _linked(held_out.raw, scale, shift, judged.exclusive)
+    scores = link(held_out.raw, scale, shift, exclusive=judged.exclusive)[1]
     limits, promised = _limits(scores, held_out, judged, fitted, scale, shift, plan)
     return Learnt(
         model, strength, losses, scale, shift, limits, fitted, held_out.raw, scores, judged, promised
     )
-
-
-def linked(learnt: Learnt, raw: FloatArray) -> FloatArray:
-    """Calibrated scores [rows, labels] of raw scores [rows, labels]."""
-    return _linked(raw, learnt.scale, learnt.shift, learnt.answers.exclusive)
 
 
 def centroids_of(rows: FloatArray, answers: Answers) -> FloatArray:
@@ -280,24 +279,65 @@ def centroids_of(rows: FloatArray, answers: Answers) -> FloatArray:
     return centroids
 
 
-def _losses(rows: FloatArray, answers: Answers, plan: Plan, folds: Sequence[tuple[Rows, Rows]], more: tuple[FloatArray, Answers] | None) -> tuple[dict[float, float], dict[float, list[Model]]]:  # fmt: skip
-    """Calibrated log-loss of held-out rows by strength, ascending until it rises, and the models of the folds that were
-    asked: all of them, or of large sets the first alone."""
-    strengths = sorted(plan.learner.strengths)
-    if len(strengths) == 1:
-        return {strengths[0]: 0.0}, {}
-    asked = folds if rows.size * len(answers.names) <= _ALL_FOLDS_CHOOSE else folds[:1]
-    mine = answers.take(np.concatenate([unseen for _, unseen in asked]))
-    paths = [_path(rows, answers, seen, plan, strengths, more, loosely=True) for seen, _ in asked]
-    losses: dict[float, float] = {}
-    tried: dict[float, list[Model]] = {}
-    for strength in strengths:
-        tried[strength] = [next(models) for models in paths]
-        raw = [model.raw(rows[unseen]) for model, (_, unseen) in zip(tried[strength], asked, strict=True)]
-        losses[strength] = _loss(np.concatenate(raw), mine)
-        if losses[strength] > min(losses.values()):
-            break
-    return losses, tried
+@dataclass(frozen=True, slots=True)
+class _Lesson:
+    """What is learnt from, how, and in which folds."""
+
+    rows: FloatArray  # [rows, features]
+    answers: Answers  # [rows]
+    plan: Plan
+    more: tuple[FloatArray, Answers] | None  # seen in every fold
+    folds: list[tuple[Rows, Rows]]  # (seen, unseen)
+
+    def path(
+        self, seen: Rows, strengths: Sequence[float], *, loosely: bool = False, near: Sequence[Model] = ()
+    ) -> Iterator[Model]:
+        """A model of the seen rows for each strength; see annotators.learners.Learner."""
+        mine, wanted = self.rows[seen], self.answers.take(seen)
+        if self.plan.balanced:
+            wanted = wanted.balanced()
+        if self.more is not None and len(self.more[1]):
+            mine, wanted = np.concatenate([mine, self.more[0]]), wanted.joined(self.more[1])
+        return self.plan.learner.path(mine, wanted, strengths, loosely=loosely, near=near)
+
+    def losses(self) -> tuple[dict[float, float], dict[float, list[Model]]]:
+        """Calibrated log-loss of held-out rows by strength, ascending until it rises, and the models of the folds that
+        were asked: all of them, or of large sets the first alone."""
+        strengths = sorted(self.plan.learner.strengths)
+        if len(strengths) == 1:
+            return {strengths[0]: 0.0}, {}
+        small = self.rows.size * len(self.answers.names) <= _ALL_FOLDS_CHOOSE
+        asked = self.folds if small else self.folds[:1]
+        mine = self.answers.take(np.concatenate([unseen for _, unseen in asked]))
+        paths = [self.path(seen, strengths, loosely=True) for seen, _ in asked]
+        losses: dict[float, float] = {}
+        tried: dict[float, list[Model]] = {}
+        for strength in strengths:
+            tried[strength] = [next(models) for models in paths]
+            raw = [
+                model.raw(self.rows[unseen])
+                for model, (_, unseen) in zip(tried[strength], asked, strict=True)
+            ]
+            losses[strength] = _loss(np.concatenate(raw), mine)
+            if losses[strength] > min(losses.values()):
+                break
+        return losses, tried
+
+    def held_out(self, models: Sequence[Model], strangers: FloatArray) -> HeldOut:
+        """Scores of every row, and of every stranger, by a fold's model that did not see it."""
+        labels = len(self.answers.names)
+        raw, cosines = (np.zeros((len(self.rows), labels), np.float32) for _ in range(2))
+        strange, strange_cosines = (np.zeros((len(strangers), labels), np.float32) for _ in range(2))
+        for fold, ((seen, unseen), model) in enumerate(zip(self.folds, models, strict=True)):
+            centroids = centroids_of(self.rows[seen], self.answers.take(seen))
+            mine = np.arange(len(strangers)) % len(self.folds) == fold
+            raw[unseen], cosines[unseen] = model.raw(self.rows[unseen]), self.rows[unseen] @ centroids.T
+            if mine.any():
+                strange[mine], strange_cosines[mine] = (
+                    model.raw(strangers[mine]),
+                    strangers[mine] @ centroids.T,
+                )
+        return HeldOut(raw, strange, cosines, strange_cosines)
 
 
 def _loss(raw: FloatArray, answers: Answers) -> float:
@@ -306,32 +346,8 @@ def _loss(raw: FloatArray, answers: Answers) -> float:
         scale = calibration.fit_temperature(raw, answers.codes)
         scores = calibration.softmax((scale * raw).astype(np.float32))
         return float(log_loss(answers.codes, scores, labels=range(len(answers.names))))
-    scale_and_shift = _calibrated(raw, answers)
-    chances = np.clip(_linked(raw, *scale_and_shift, False), 1e-7, 1 - 1e-7)
+    chances = np.clip(link(raw, *_calibrated(raw, answers), exclusive=False)[1], 1e-7, 1 - 1e-7)
     return float(-np.where(answers.wanted, np.log(chances), np.log1p(-chances)).mean())
-
-
-def _path(rows: FloatArray, answers: Answers, seen: Rows, plan: Plan, strengths: Sequence[float], more: tuple[FloatArray, Answers] | None, *, loosely: bool, near: Sequence[Model] = ()) -> Iterator[Model]:  # fmt: skip
-    mine, wanted = rows[seen], answers.take(seen)
-    if plan.balanced:
-        wanted = wanted.balanced()
-    if more is not None and len(more[1]):
-        mine, wanted = np.concatenate([mine, more[0]]), wanted.joined(more[1])
-    return plan.learner.path(mine, wanted, strengths, loosely=loosely, near=near)
-
-
-def _held_out(rows: FloatArray, answers: Answers, strangers: FloatArray, folds: Sequence[tuple[Rows, Rows]], models: Sequence[Model]) -> HeldOut:  # fmt: skip
-    """Scores of every row, and of every stranger, by a model that did not see it."""
-    labels = len(answers.names)
-    raw, cosines = (np.zeros((len(rows), labels), np.float32) for _ in range(2))
-    strange, strange_cosines = (np.zeros((len(strangers), labels), np.float32) for _ in range(2))
-    for fold, ((seen, unseen), model) in enumerate(zip(folds, models, strict=True)):
-        centroids = centroids_of(rows[seen], answers.take(seen))
-        mine = np.arange(len(strangers)) % len(folds) == fold
-        raw[unseen], cosines[unseen] = model.raw(rows[unseen]), rows[unseen] @ centroids.T
-        if mine.any():
-            strange[mine], strange_cosines[mine] = model.raw(strangers[mine]), strangers[mine] @ centroids.T
-    return HeldOut(raw, strange, cosines, strange_cosines)
 
 
 def _with_dev(held_out: HeldOut, dev: Dev, model: Model, centroids: FloatArray) -> HeldOut:
@@ -360,17 +376,20 @@ def _platt(raw: FloatArray, wanted: NDArray[np.bool_]) -> tuple[float, float]:
     return _FLAT, float(np.log(rate / (1 - rate)))
 
 
-def _linked(raw: FloatArray, scale: Sequence[float], shift: Sequence[float], exclusive: bool) -> FloatArray:
-    logits = raw * np.array(scale, np.float32) + np.array(shift, np.float32)
-    return calibration.softmax(logits) if exclusive else expit(logits).astype(np.float32)
-
-
-def _limits(scores: FloatArray, held_out: HeldOut, answers: Answers, outside: FittedOutside | None, scale: tuple[float, ...], shift: tuple[float, ...], plan: Plan) -> tuple[tuple[float, ...], NDArray[np.float64]]:  # fmt: skip
+def _limits(
+    scores: FloatArray,
+    held_out: HeldOut,
+    answers: Answers,
+    outside: FittedOutside | None,
+    scale: tuple[float, ...],
+    shift: tuple[float, ...],
+    plan: Plan,
+) -> tuple[tuple[float, ...], NDArray[np.float64]]:
     """Thresholds, and the recall to be expected of them."""
     if not answers.exclusive:
         limits = thresholds.fit_independent(scores, answers.wanted, beta=plan.beta)
         return limits, thresholds.promised_independent(scores, answers.wanted, beta=plan.beta, seed=plan.seed)
-    strange = _linked(held_out.strange, scale, shift, exclusive=True)
+    strange = link(held_out.strange, scale, shift, exclusive=True)[1]
     everyone = np.concatenate([scores, strange])
     belonging = np.concatenate([answers.codes, np.full(len(strange), -1, np.int64)])
     open_ = None
@@ -394,7 +413,12 @@ def _borrowed(borrowed: Borrowed | None, answers: Answers, width: int) -> tuple[
     return borrowed.vectors, Answers(answers.names, wanted, answers.exclusive)
 
 
-def _golden(texts: Sequence[str], scores: FloatArray, answers: Answers, turns: Sequence[Sequence[GoldenTurn]] | None = None) -> tuple[Golden, ...]:  # fmt: skip
+def _golden(
+    texts: Sequence[str],
+    scores: FloatArray,
+    answers: Answers,
+    turns: Sequence[Sequence[GoldenTurn]] | None = None,
+) -> tuple[Golden, ...]:
     best = scores.argmax(axis=1)
     return tuple(
         Golden(text=texts[i], label=answers.names[best[i]], context=() if turns is None else tuple(turns[i]))
@@ -402,7 +426,15 @@ def _golden(texts: Sequence[str], scores: FloatArray, answers: Answers, turns: S
     )
 
 
-def _spec(about: About, kind: Any, learnt: Learnt, answers: Answers, *, metrics: dict[str, float], params: dict[str, Any] | None = None) -> Spec:  # fmt: skip
+def _spec(
+    about: About,
+    kind: Any,
+    learnt: Learnt,
+    answers: Answers,
+    *,
+    metrics: dict[str, float],
+    params: dict[str, Any] | None = None,
+) -> Spec:
     return Spec(
         name=about.name,
         kind=kind,

@@ -38,7 +38,15 @@ class FittedOutside:
     outside_scores: FloatArray  # [outsiders]
 
 
-def fit(held_out: HeldOut, scale: float, *, centroids: bool, share: float = SHARE, beta: float = 1.0, seed: int = 0) -> FittedOutside:  # fmt: skip
+def fit(
+    held_out: HeldOut,
+    scale: float,
+    *,
+    centroids: bool,
+    share: float = SHARE,
+    beta: float = 1.0,
+    seed: int = 0,
+) -> FittedOutside:
     """The best method by AUROC, the simplest where they are level, with its threshold at the best F-beta.
 
     Scores are chances where `share` of all phrases are out of scope, whatever the share of outsiders given. `scale` is the
@@ -73,7 +81,12 @@ def fit(held_out: HeldOut, scale: float, *, centroids: bool, share: float = SHAR
     return FittedOutside(outside, aurocs, chances[~is_outside], chances[is_outside])
 
 
-def _held_out_margins(rows: NDArray[np.float64], is_outside: NDArray[np.bool_], weights: NDArray[np.float64], folds: NDArray[np.int64]) -> NDArray[np.float64]:  # fmt: skip
+def _held_out_margins(
+    rows: NDArray[np.float64],
+    is_outside: NDArray[np.bool_],
+    weights: NDArray[np.float64],
+    folds: NDArray[np.int64],
+) -> NDArray[np.float64]:
     margins = np.zeros(len(rows))
     for fold in range(_FOLDS):
         seen = folds != fold
@@ -84,7 +97,9 @@ def _held_out_margins(rows: NDArray[np.float64], is_outside: NDArray[np.bool_], 
     return margins
 
 
-def _logistic(rows: NDArray[np.float64], is_outside: NDArray[np.bool_], weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:  # fmt: skip
+def _logistic(
+    rows: NDArray[np.float64], is_outside: NDArray[np.bool_], weights: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], float]:
     mean, spread = rows.mean(axis=0), rows.std(axis=0) + 1e-9
     with single_threaded(True):
         found = LogisticRegression(C=10.0).fit((rows - mean) / spread, is_outside, sample_weight=weights)

@@ -219,7 +219,12 @@ def _transitions(gold: Sequence[NDArray[np.int64]], tags: int) -> FloatArray:
     return result
 
 
-def _proposed(spec: Spec, held_out: Sequence[tuple[Rows, Linear]], transitions: FloatArray, phrases: Sequence[TaggedEncoding]) -> list[Proposed]:  # fmt: skip
+def _proposed(
+    spec: Spec,
+    held_out: Sequence[tuple[Rows, Linear]],
+    transitions: FloatArray,
+    phrases: Sequence[TaggedEncoding],
+) -> list[Proposed]:
     found: list[Proposed] = []
     for unseen, model in held_out:
         head = TokenHead(spec, model.weight, model.bias, transitions)

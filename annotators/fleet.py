@@ -158,7 +158,7 @@ class Strangers:
         return logistic(self.shift - known)
 
 
-class Answers(NamedTuple):
+class Answered(NamedTuple):
     """What a fleet says to one turn."""
 
     live: tuple[Annotation, ...]
@@ -214,7 +214,7 @@ class Fleet:
         """Every wanted head's answer, in the fleet's order. A head that raises is reported as an error, alone."""
         return self.answer(heard, wanted=wanted).live
 
-    def answer(self, heard: Heard, *, wanted: frozenset[str] | None = None) -> Answers:
+    def answer(self, heard: Heard, *, wanted: frozenset[str] | None = None) -> Answered:
         """What `annotate` returns, and what the shadows of those heads say: their rows are in the same product, and all
         else they cost is left to whoever calls for it, after the reply is given."""
         scored = self._score(heard, wanted)
@@ -228,7 +228,7 @@ class Fleet:
                 if wanted is None or name in wanted
             )
 
-        return Answers(
+        return Answered(
             answers(self.heads, self._linear, logging.ERROR),
             # A candidate that always fails must not fill the log of the service; its failures are counted.
             lambda: answers(self.shadows, self._candidates, logging.DEBUG),

@@ -97,9 +97,16 @@ def _shapes(spec: Spec, tensors: Tensors) -> dict[str, tuple[int | None, ...]]:
 
 
 def linked(spec: Spec, raw: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Calibrated logits and scores [rows, labels] of raw scores [rows, labels]."""
-    logits = raw * np.array(spec.scale, np.float32) + np.array(spec.shift, np.float32)
-    if not spec.exclusive:
+    """Calibrated logits and scores [rows, labels] of a head's raw scores [rows, labels]."""
+    return link(raw, spec.scale, spec.shift, exclusive=spec.exclusive)
+
+
+def link(
+    raw: NDArray[np.float32], scale: Sequence[float], shift: Sequence[float], *, exclusive: bool
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The same of a calibration that is no head's yet."""
+    logits = raw * np.array(scale, np.float32) + np.array(shift, np.float32)
+    if not exclusive:
         return logits, logistic(logits)
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return logits, powers / powers.sum(axis=1, keepdims=True)

@@ -20,7 +20,7 @@ from enum import Enum
 from pathlib import Path
 
 from annotators.annotator import Annotation, Span, Status
-from annotators.fleet import Answers, Fleet
+from annotators.fleet import Answered, Fleet
 from annotators.table import Head
 from nlu import metrics
 
@@ -101,7 +101,7 @@ def _accepted(annotation: Annotation) -> dict[tuple[str | int, ...], tuple[str, 
     }
 
 
-def observe(fleet: Fleet, answers: Answers, phrase: str, sample: Sample | None) -> None:
+def observe(fleet: Fleet, answers: Answered, phrase: str, sample: Sample | None) -> None:
     """Count, and sample, how each shadow's answer differs from its live head's. Never raises.
 
     A live head that failed is nothing to compare with. A phrase that some token head has not read, because it was not

@@ -1,7 +1,9 @@
 """One sprint's training, told once: labelled phrases in, a calibrated head, its report and its canaries out. No torch.
 
-nlu heads train --data phrases.tsv --name coffee --out runs/coffee
-nlu heads train coffee.toml --out runs/coffee
+    nlu heads train --data phrases.tsv --name coffee --out heads/coffee
+    nlu heads train coffee.toml --out heads/coffee
+
+Read, check, encode, fit, save, and only then look at the test split.
 """
 
 from __future__ import annotations

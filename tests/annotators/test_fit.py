@@ -23,7 +23,7 @@ from annotators.fit import Borrowed, Dev, Fitted, Plan
 from annotators.golden import GOLDEN
 from annotators.head import GoldenTurn
 from annotators.learners import BoostedLearner, HiddenLearner, LinearLearner
-from annotators.sentence import SentenceHead
+from annotators.sentence import SentenceHead, linked
 from annotators.table import Head
 from tests.annotators.clouds import (
     ABOUT,
@@ -430,7 +430,7 @@ def test_fit_boosted_is_lightgbm_under_the_calibration(tmp_path: Path) -> None:
     assert (head.spec.kind, head.spec.metrics["regularisation"]) == ("boosted", 10)
     np.testing.assert_allclose(head.raw(said.vectors), made.learnt.model.raw(said.vectors), atol=1e-4)
     found = {label.label: label.score for label in head.annotate(heard(said.vectors[0])).labels}
-    expected = fit.linked(made.learnt, head.raw(said.vectors[:1]))[0].tolist()
+    expected = linked(made.head.spec, head.raw(said.vectors[:1]))[1][0].tolist()
     assert found == pytest.approx(dict(zip(LABELS, expected, strict=True)), abs=1e-6)
 
 
@@ -498,7 +498,7 @@ def test_fit_context_scores_as_it_answers() -> None:
     for exclusive in (True, False):
         given = replace(answers, exclusive=exclusive)
         made = fit.fit_context(ABOUT, texts, encodings, contexts, golden_turns, given)
-        scores = fit.linked(made.learnt, made.learnt.model.raw(fit.context_rows(encodings, contexts, 2)))
+        scores = linked(made.head.spec, made.learnt.model.raw(fit.context_rows(encodings, contexts, 2)))[1]
         for i in range(6):
             found = {label.label: label.score for label in answer(made.head, YES, contexts[i]).labels}
             assert found == pytest.approx(dict(zip(answers.names, scores[i].tolist(), strict=True)), abs=1e-5)

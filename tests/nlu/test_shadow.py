@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from annotators.annotator import Annotation, Encoding, Heard, HeardTurn, Label, Span, Status
-from annotators.fleet import Answers, Fleet
+from annotators.fleet import Answered, Fleet
 from annotators.head import HeadInvalid
 from annotators.sentence import SentenceHead
 from annotators.table import Head
@@ -308,7 +308,7 @@ def test_shadow_live_head_that_failed_is_nothing_to_compare_with() -> None:
     live = Annotation("intent", "sentence", Status.ERROR)
     fleet = Fleet([biased([1.0, 0.0], name="intent")])
     before = answers_counted()
-    shadow.observe(fleet, Answers((live,), lambda: (live,)), "stop", None)
+    shadow.observe(fleet, Answered((live,), lambda: (live,)), "stop", None)
     assert not counted_since(before)
 
 
@@ -318,7 +318,7 @@ def test_shadow_observing_never_raises_and_never_says_what_was_said(
     def harmful() -> tuple[Annotation, ...]:
         raise RuntimeError("a mistake of ours")
 
-    shadow.observe(Fleet([biased([1.0], name="intent")]), Answers((), harmful), "my secret", None)
+    shadow.observe(Fleet([biased([1.0], name="intent")]), Answered((), harmful), "my secret", None)
     assert [record.getMessage() for record in caplog.records] == ["comparing the shadows failed"]
     assert "my secret" not in caplog.text
 
