@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.items import ALWAYS_FROM, ALWAYS_UNTIL, EVERYONE, Items, micros
-from index.shard import IndexInvalid
+from index.layout import IndexInvalid
 
 REMEMBERED_MASKS = 32  # three quarters of a megabyte each at 660,000 rows
 
@@ -24,6 +24,7 @@ class Allowed(NamedTuple):
 
     mask: NDArray[np.uint8]  # [vectors / 8]
     rows: bytes | bytearray  # [rows] 1 where a row may be said; bytes, because single cells of it are read
+    whole: bool  # every vector is allowed, so a search needs no mask
 
 
 class Filters:
@@ -44,17 +45,25 @@ class Filters:
         self._remembered = lru_cache(maxsize=REMEMBERED_MASKS)(self._compute)
 
     def allow(
-        self, *, persona: str | None, surface: str | None, as_of: datetime, avoid: Collection[str] = ()
+        self,
+        *,
+        persona: str | None,
+        surface: str | None,
+        as_of: datetime,
+        avoid: Collection[str] = (),
+        tags: Collection[str] = (),
     ) -> Allowed:
         """What may be said; a persona or surface of None gets the replies open to all of them.
 
-        Replies in `avoid` are left out; ids that the index does not know are no error, because a dialog may
-        remember replies of an earlier bundle.
+        With `tags`, only replies that carry one of them. What is blocked is never among them, nor are replies in
+        `avoid`; ids that the index does not know are no error, because a dialog may remember replies of an earlier
+        bundle.
         """
         allowed = self._remembered(
             _lookup("persona", self._persona_bits, persona),
             _lookup("surface", self._surface_bits, surface),
             self.moment(as_of),
+            frozenset(tags),
         )
         avoided = [row for reply_id in avoid for row in self._items.rows_of(reply_id)]
         return self._without(allowed, avoided) if avoided else allowed
@@ -63,15 +72,19 @@ class Filters:
         """How many of the instants at which validity changes have passed; `ValueError` for a naive clock."""
         return bisect_right(self._boundaries, micros(as_of))
 
-    def _compute(self, persona: int, surface: int, interval: int) -> Allowed:
+    def _compute(self, persona: int, surface: int, interval: int, tags: frozenset[str]) -> Allowed:
         items = self._items
         as_of = self._boundaries[interval - 1] if interval else ALWAYS_FROM  # the interval's first instant
         rows = (items.persona_masks & np.uint32(persona)) == persona
         rows &= (items.surface_masks & np.uint32(surface)) == surface
         rows &= (items.valid_from <= as_of) & (as_of < items.valid_until)
-        mask = np.packbits(items.any_of(rows), bitorder="little")
+        rows &= ~items.blocked
+        if tags:
+            rows &= np.logical_or.reduce([items.with_tag(tag) for tag in tags])
+        reached = items.any_of(rows)
+        mask = np.packbits(reached, bitorder="little")
         mask.flags.writeable = False
-        return Allowed(mask, rows.tobytes())
+        return Allowed(mask, rows.tobytes(), bool(reached.all()))
 
     def _without(self, allowed: Allowed, avoided: list[int]) -> Allowed:
         """Only the vectors that lose a row can lose their bit."""
@@ -81,7 +94,7 @@ class Filters:
         for vector in {int(self._items.vectors[row]) for row in avoided}:
             if not any(rows[row] for row in self._items.pairs_of(vector)):
                 mask[vector >> 3] &= 0xFF ^ (1 << (vector & 7))
-        return Allowed(mask, rows)
+        return Allowed(mask, rows, whole=False)
 
 
 def _bits(kind: str, names: tuple[str, ...], masks: NDArray[np.uint32]) -> dict[str | None, int]:

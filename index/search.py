@@ -32,6 +32,9 @@ class Hits:
         return len(self.rows)
 
 
+NOTHING = Hits(np.empty(0, np.float32), np.empty(0, np.int64))
+
+
 class Index(Protocol):
     """Nearest neighbours over rows numbered from 0.
 

@@ -1,139 +1,146 @@
-"""`ShardedIndex`, the served index: `index.json`, shards loaded one by one, a query fanned over them."""
+"""`ShardedIndex`, the served index: shards loaded one by one, a query fanned over the cores or walked along a graph."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Literal
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from index.search import Hits, QueryInvalid, check_k, check_mask, prepare
-from index.shard import IndexInvalid, Selector, Shard, padded, select
+from index.gpu import Devices, GpuScan, devices_of
+from index.graph import Graph
+from index.layout import Layout, read_layout
+from index.matrix import Matrix
+from index.scan import Scan, Selector, select
+from index.search import NOTHING, Hits, QueryInvalid, check_k, check_mask, prepare
 
-INDEX_FILE = "index.json"
+logger = logging.getLogger(__name__)
+
 # Of vectors for each thread. Measured on two cores that others kept busy: up to 8 MB in all, handing over half
 # of a scan mostly loses; from 16 MB on it neither wins nor loses for certain. An idle machine may differ.
 FAN_OUT_BYTES = 8 << 20
+# A batch is scanned in blocks that stay in a core's own cache while all its queries pass over them.
+BLOCK_BYTES = 1 << 20
+BATCH = 64  # queries of a batch that are scanned together
 REMEMBERED_MASKS = 32
-MASK_BITS = 32  # persona and surface masks are uint32
+# A walk passes forbidden rows as it passes others, so it widens as they become more; where fewer than this share is
+# allowed, scanning the allowed ones is quicker.
+WALK_SHARE = 0.1
+
+Answer = TypeVar("Answer")
 
 
-class ShardFile(BaseModel):
-    """One line of the shard list."""
+class Selectors(NamedTuple):
+    """A mask as each part of the index wants it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    file: str
-    rows: int = Field(ge=1)
-
-
-class Layout(BaseModel):
-    """`index.json`: what the folder must hold, all of it or nothing."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    kind: Literal["exact"]
-    dim: int = Field(ge=1, le=1 << 16)
-    padded: int
-    rows: int = Field(ge=0, lt=1 << 31)  # vectors
-    items: int = Field(ge=0, lt=1 << 31)  # (prompt, reply) pairs
-    personas: tuple[str, ...] = Field(max_length=MASK_BITS)
-    surfaces: tuple[str, ...] = Field(max_length=MASK_BITS)
-    shards: tuple[ShardFile, ...]
-
-
-def shard_name(number: int) -> str:
-    return f"shard-{number:03d}.f16"
-
-
-def read_layout(folder: Path) -> Layout:
-    """`index.json`, checked against itself and against the names in its folder; raises `IndexInvalid`."""
-    path = folder / INDEX_FILE
-    if not path.is_file():
-        raise IndexInvalid(
-            part=INDEX_FILE, found="no file", expected=str(path), remedy="build or pull it again"
-        )
-    try:
-        layout = Layout.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise IndexInvalid(
-            part=f"{INDEX_FILE} {'.'.join(str(step) for step in first['loc'])}".rstrip(),
-            found=repr(first["input"])[:80],
-            expected=first["msg"],
-            remedy="build the index with this version of the code",
-        ) from error
-    _check_layout(layout)
-    extra = sorted({path.name for path in folder.glob("*.f16")} - {shard.file for shard in layout.shards})
-    if extra:
-        raise IndexInvalid(
-            part=extra[0],
-            found="a shard that index.json does not list",
-            expected=f"the {len(layout.shards)} shards of one build",
-            remedy="two builds share this folder: build into an empty one",
-        )
-    return layout
+    mask: NDArray[np.uint8]
+    share: float  # of rows it allows
+    scans: Sequence[Selector]  # of `ShardedIndex._scans`
+    graph: Selector | None
 
 
 class ShardedIndex:
-    """Exact cosine search over float16 shards, an `index.search.Index`. Immutable and thread-safe."""
+    """Cosine search over float16 rows, an `index.search.Index`: exact, or along a graph. Immutable, thread-safe."""
 
-    def __init__(self, shards: Sequence[Shard], dim: int, *, threads: int | None = None) -> None:
-        """`threads` bounds the cores one call may use; by default all that this process may run on."""
+    def __init__(
+        self,
+        matrix: Matrix,
+        dim: int,
+        *,
+        graph: Graph | None = None,
+        on_gpu: Sequence[GpuScan] = (),
+        cuts: Sequence[int] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """`threads` bounds the cores one call may use; by default all that this process may run on.
+
+        `cuts` are the rows (multiples of 8) after which a scan by several threads may be parted; by default it is
+        parted evenly.
+        """
         self.dim = dim
-        self._padded = padded(dim)
-        self._shards = tuple(shards)
-        self._starts = [0]
-        for shard in self._shards:
-            self._starts.append(self._starts[-1] + shard.rows)
-        self._nbytes = sum(shard.nbytes for shard in self._shards)
+        self.graph = graph
+        self._matrix = matrix
+        self._rows = len(matrix)
         self._threads = threads or len(os.sched_getaffinity(0))
-        self._groups = _groups(len(self._shards), self._threads, self._nbytes)
+        self._on_gpu = tuple(on_gpu)
+        stretches = _on_cpu(self._rows, self._on_gpu)
+        if cuts is None:
+            cuts = [cut for stretch in stretches for cut in self._even(stretch)]
+        self._scans = [
+            Scan(matrix.array[start:stop], start)
+            for stretch in stretches
+            for start, stop in _cut(stretch, sorted(cuts))
+        ]
+        # Rows added after the graph was made are scanned; a scan begins at a whole byte of a mask.
+        walked = 0 if graph is None else graph.rows // 8 * 8
+        whole = graph is None or graph.rows == self._rows
+        self._added = None if whole else Scan(matrix.array[walked:], walked)
         # Starts no thread before a query needs it, and ends with the index when an engine is swapped.
         self._pool = ThreadPoolExecutor(max(1, self._threads - 1), "index")
-        self._selectors: dict[int, tuple[NDArray[np.uint8], Sequence[Selector]]] = {}
+        self._remembered: dict[int, Selectors] = {}
         self._lock = Lock()
 
     @classmethod
     def load(
-        cls, folder: Path, *, placement: Callable[[int], str] | None = None, threads: int | None = None
+        cls,
+        folder: Path,
+        *,
+        layout: Layout | None = None,
+        placement: str = "cpu",
+        devices: Devices | None = None,
+        threads: int | None = None,
     ) -> ShardedIndex:
-        """The index in a folder, all of it or `IndexInvalid`; `placement` tells where shard i goes ("cpu").
+        """The index in a folder, all of it or `IndexInvalid`.
 
-        Shard by shard: the copy that was read is gone before the next file is opened, so memory peaks at the
-        index plus one shard.
+        Shard by shard: each is mapped, checked, copied to its GPU if it has one, and only then the next is touched.
+        A shard that does not fit on its GPU, and all after it there, stay on the CPU.
         """
-        layout = read_layout(folder)
-        shards = [
-            Shard.load(
-                folder / shard.file,
-                rows=shard.rows,
-                dim=layout.dim,
-                placement=placement(number) if placement else "cpu",
-            )
-            for number, shard in enumerate(layout.shards)
-        ]
-        return cls(shards, layout.dim, threads=threads)
+        layout = layout or read_layout(folder)
+        devices = devices or Devices()
+        planned = devices_of(placement, len(layout.shards), devices)
+        on_gpu: list[GpuScan] = []
+
+        def place(number: int, rows: NDArray[np.float16]) -> bool:
+            device, first = planned[number], number * layout.shard_rows
+            if device is None:
+                return False
+            try:
+                on_gpu.append(GpuScan(rows, first, device, devices))
+            except RuntimeError as error:
+                left = [other for other in range(number, len(planned)) if planned[other] == device]
+                logger.warning(
+                    "index: shard %d does not fit on gpu:%d, %d shards stay on the CPU: %s",
+                    number, device, len(left), str(error).splitlines()[0],
+                )  # fmt: skip
+                for other in left:
+                    planned[other] = None
+                return False
+            return True
+
+        matrix = Matrix.load(folder, layout.shards, layout.dim, placed=place)
+        graph = None if layout.graph is None else Graph.load(folder, layout.graph, matrix)
+        return cls(matrix, layout.dim, graph=graph, on_gpu=on_gpu, threads=threads)
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return self._rows
+
+    @property
+    def rows(self) -> NDArray[np.float16]:
+        """`[rows, padded]`, read-only."""
+        return self._matrix.array
 
     def search(self, vector: NDArray[np.float32], k: int, *, mask: NDArray[np.uint8] | None = None) -> Hits:
-        query = np.zeros(self._padded, np.float32)
+        query = np.zeros(self._matrix.width, np.float32)
         query[: self.dim] = prepare(vector, self.dim)
         check_k(k)
-        selectors = self._select(mask)
-
-        def scan(group: range) -> list[Hits]:
-            return [self._shards[i].search(query, k, selectors[i]) for i in group]
-
-        return self._merge([hits for parts in self._share(scan, self._groups) for hits in parts], k)
+        return self._search(query, min(k, max(1, self._rows)), self._select(mask))
 
     def search_many(
         self, vectors: NDArray[np.float32], k: int, *, mask: NDArray[np.uint8] | None = None
@@ -142,89 +149,172 @@ class ShardedIndex:
             raise QueryInvalid(
                 f"vectors: found {vectors.ndim} axes, expected [n, {self.dim}]; remedy: search"
             )
-        queries = np.zeros((len(vectors), self._padded), np.float32)
+        queries = np.zeros((len(vectors), self._matrix.width), np.float32)
         for query, vector in zip(queries, vectors, strict=True):
             query[: self.dim] = prepare(vector, self.dim)  # as in `search`, to the last bit
         check_k(k)
-        selectors = self._select(mask)
+        selectors, k = self._select(mask), min(k, max(1, self._rows))
+        if self._on_gpu or self._walks(selectors) or len(queries) * self._matrix.array.nbytes < FAN_OUT_BYTES:
+            alone = [partial(self._search, query, k, selectors, alone=True) for query in queries]
+            return self._share(alone, len(queries) * self._matrix.array.nbytes)
+        return [
+            hits
+            for first in range(0, len(queries), BATCH)
+            for hits in self._scan_batch(queries[first : first + BATCH], k, selectors)
+        ]
 
-        def scan(group: range) -> list[Hits]:
-            some = queries[group.start : group.stop]
-            pairs = zip(self._shards, selectors, strict=True)
-            parts = [shard.search_many(some, k, selector) for shard, selector in pairs]
-            return [self._merge([part[i] for part in parts], k) for i in range(len(some))]
+    def _search(
+        self, query: NDArray[np.float32], k: int, selectors: Selectors | None, *, alone: bool = False
+    ) -> Hits:
+        """One prepared query `[padded]`; `alone` keeps to the calling thread."""
+        if self.graph is not None and self._walks(selectors):
+            found = self._walk(self.graph, query, k, selectors)
+            if found is not None:
+                return found
+        tasks = [
+            partial(scan.search, query, k, None if selectors is None else selectors.scans[number])
+            for number, scan in enumerate(self._scans)
+        ]
+        parts = [task() for task in tasks] if alone else self._share(tasks, self._matrix.array.nbytes)
+        for scan in self._on_gpu:
+            mask = None if selectors is None else _slice(selectors.mask, scan)
+            parts.append(scan.search(query, k, mask))
+        return merge(parts, k)
 
-        groups = _groups(len(queries), self._threads, len(queries) * self._nbytes)
-        return [hits for answers in self._share(scan, groups) for hits in answers]
+    def _walks(self, selectors: Selectors | None) -> bool:
+        return self.graph is not None and (selectors is None or selectors.share >= WALK_SHARE)
 
-    def _share(self, scan: Callable[[range], list[Hits]], groups: Sequence[range]) -> list[list[Hits]]:
-        """`scan` of every group, in order; the first in the calling thread, others wherever there is time."""
-        first, *others = groups
-        futures = [self._pool.submit(scan, group) for group in others]
-        answers = [scan(first)]
-        for group, future in zip(others, futures, strict=True):
-            # Under load the pool serves other callers: work it has not begun is taken back, not waited for.
-            answers.append(scan(group) if future.cancel() else future.result())
+    def _walk(
+        self, graph: Graph, query: NDArray[np.float32], k: int, selectors: Selectors | None
+    ) -> Hits | None:
+        """Along the graph, and a scan of the rows it does not reach; None where it comes back short of hits."""
+        share = 1.0 if selectors is None else selectors.share
+        found = graph.search(
+            query, k, None if selectors is None else selectors.graph, round(max(graph.ef, k) / share)
+        )
+        if len(found) < min(k, graph.rows) and share * self._rows > len(found):
+            return None
+        if self._added is None:
+            return found
+        within = found.rows < self._added.first
+        added = None if selectors is None else select(_slice(selectors.mask, self._added))
+        return merge([Hits(found.scores[within], found.rows[within]), self._added.search(query, k, added)], k)
+
+    def _scan_batch(self, queries: NDArray[np.float32], k: int, selectors: Selectors | None) -> list[Hits]:
+        """`_search` for prepared queries `[n, padded]` on the CPU, block by block, all queries over each."""
+        step = max(8, BLOCK_BYTES // (2 * self._matrix.width) // 8 * 8)
+        starts = range(0, self._rows, step)
+
+        def scan(some: Sequence[int]) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+            found = []
+            for start in some:
+                block = Scan(self._matrix.array[start : start + step], start)
+                selector = None if selectors is None else select(_slice(selectors.mask, block))
+                found.append(block.best(queries, k + 1, selector))
+            return found
+
+        groups = [starts[number :: self._threads] for number in range(min(self._threads, len(starts)))]
+        parts = [part for found in self._share([partial(scan, group) for group in groups]) for part in found]
+        scores = np.concatenate([scores for scores, _ in parts], axis=1)
+        rows = np.concatenate([rows for _, rows in parts], axis=1)
+        # A block is known down to its last fetched score; a tie may go on below it, unless the block was whole.
+        known = np.stack([s[:, -1] if s.shape[1] > k else np.full(len(s), -np.inf) for s, _ in parts], axis=1)
+        answers = []
+        for query, some, where, floor in zip(queries, scores, rows, known.max(axis=1), strict=True):
+            order = np.lexsort((where, -some))[:k]
+            order = order[where[order] >= 0]
+            if len(order) and floor >= some[order[-1]] and floor > -np.inf:
+                answers.append(self._search(query, k, selectors))
+            else:
+                answers.append(Hits(some[order], where[order]))
         return answers
 
-    def _select(self, mask: NDArray[np.uint8] | None) -> Sequence[Selector | None]:
-        """One selector per shard.
+    def _share(self, tasks: Sequence[Callable[[], Answer]], nbytes: int | None = None) -> list[Answer]:
+        """All answers, in order; the first share of tasks in the calling thread, others wherever there is time."""
+        groups = _groups(len(tasks), self._threads if nbytes is None else _worth(self._threads, nbytes))
+        first, *others = groups
 
-        Making one costs as much as scanning a hundred rows, so masks that cannot change are remembered by
+        def run(group: range) -> list[Answer]:
+            return [tasks[i]() for i in group]
+
+        futures = [self._pool.submit(run, group) for group in others]
+        answers = run(first)
+        for group, future in zip(others, futures, strict=True):
+            # Under load the pool serves other callers: work it has not begun is taken back, not waited for.
+            answers.extend(run(group) if future.cancel() else future.result())
+        return answers
+
+    def _select(self, mask: NDArray[np.uint8] | None) -> Selectors | None:
+        """A mask as each part wants it.
+
+        Making it costs as much as scanning a hundred rows, so masks that cannot change are remembered by
         identity (a mask that is held cannot lend its id to another); a writable mask is some caller's
         scratch.
         """
         if mask is None:
-            return [None] * len(self._shards)
-        remembered = self._selectors.get(id(mask))
+            return None
+        remembered = self._remembered.get(id(mask))
         if remembered is not None:
-            return remembered[1]
-        check_mask(mask, len(self))
-        # Every shard but the last has a multiple of 8 rows, so its bits are whole bytes: a slice, not a copy.
-        bounds = zip(self._starts, self._starts[1:], strict=False)
-        selectors = [select(mask[start // 8 : (stop + 7) // 8]) for start, stop in bounds]
+            return remembered
+        check_mask(mask, self._rows)
+        allowed = int.from_bytes(mask.tobytes(), "little").bit_count()
+        selectors = Selectors(
+            mask,
+            allowed / max(1, self._rows),
+            [select(_slice(mask, scan)) for scan in self._scans],
+            None if self.graph is None else select(mask[: (self.graph.rows + 7) // 8]),
+        )
         if not mask.flags.writeable:
             with self._lock:
-                while len(self._selectors) >= REMEMBERED_MASKS:
-                    del self._selectors[next(iter(self._selectors))]
-                self._selectors[id(mask)] = (mask, selectors)
+                while len(self._remembered) >= REMEMBERED_MASKS:
+                    del self._remembered[next(iter(self._remembered))]
+                self._remembered[id(mask)] = selectors
         return selectors
 
-    def _merge(self, parts: Sequence[Hits], k: int) -> Hits:
-        """The k best of all shards; parts come in row order, so a stable sort keeps ties by ascending row."""
-        if len(parts) == 1:
-            return parts[0]
-        if not parts:
-            return Hits(np.empty(0, np.float32), np.empty(0, np.int64))
-        scores = np.concatenate([hits.scores for hits in parts])
-        rows = np.concatenate([hits.rows + start for hits, start in zip(parts, self._starts, strict=False)])
-        order = np.argsort(-scores, kind="stable")[:k]
-        return Hits(scores[order], rows[order])
+    def _even(self, stretch: range) -> list[int]:
+        """Where to part these rows so that each thread gets as many."""
+        parts = _worth(self._threads, len(stretch) * 2 * self._matrix.width)
+        return [stretch.start + len(stretch) * part // parts // 8 * 8 for part in range(1, parts)]
 
 
-def _groups(tasks: int, threads: int, nbytes: int) -> list[range]:
-    """`tasks` in runs, one for each thread worth waking to read `nbytes` in all; always one run or more."""
-    count = max(1, min(threads, tasks, nbytes // FAN_OUT_BYTES))
+def merge(parts: Sequence[Hits], k: int) -> Hits:
+    """The k best of all parts, equal scores by ascending row."""
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        return NOTHING
+    scores = np.concatenate([hits.scores for hits in parts])
+    rows = np.concatenate([hits.rows for hits in parts])
+    order = np.lexsort((rows, -scores))[:k]
+    return Hits(scores[order], rows[order])
+
+
+def _on_cpu(rows: int, on_gpu: Sequence[GpuScan]) -> list[range]:
+    """The stretches of rows that no GPU holds."""
+    stretches, start = [], 0
+    for scan in sorted(on_gpu, key=lambda scan: scan.first):
+        stretches.append(range(start, scan.first))
+        start = scan.first + scan.rows
+    return [stretch for stretch in (*stretches, range(start, rows)) if stretch]
+
+
+def _cut(stretch: range, cuts: Sequence[int]) -> list[tuple[int, int]]:
+    bounds = [stretch.start, *(cut for cut in cuts if stretch.start < cut < stretch.stop), stretch.stop]
+    return list(zip(bounds, bounds[1:], strict=False))
+
+
+def _slice(mask: NDArray[np.uint8], scan: Scan | GpuScan) -> NDArray[np.uint8]:
+    """The bits of a scan's rows; it begins at a multiple of 8, so they are whole bytes: a slice, not a copy."""
+    return mask[scan.first // 8 : (scan.first + scan.rows + 7) // 8]
+
+
+def _worth(threads: int, nbytes: int) -> int:
+    """How many threads are worth waking to read so much."""
+    return max(1, min(threads, nbytes // FAN_OUT_BYTES))
+
+
+def _groups(tasks: int, count: int) -> list[range]:
+    """`tasks` in runs for `count` threads; always one run or more."""
+    count = max(1, min(count, tasks))
     bounds = [tasks * i // count for i in range(count + 1)]
     return [range(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
-
-
-def _check_layout(layout: Layout) -> None:
-    """What one field says about another."""
-    counts = [shard.rows for shard in layout.shards]
-    facts: list[tuple[str, object, object]] = [
-        ("padded", layout.padded, padded(layout.dim)),
-        ("rows", layout.rows, sum(counts)),
-        ("shards", [shard.file for shard in layout.shards], [shard_name(i) for i in range(len(counts))]),
-        ("shards rows modulo 8", [rows % 8 for rows in counts[:-1]], [0 for _ in counts[:-1]]),
-        ("personas", list(layout.personas), list(dict.fromkeys(filter(None, layout.personas)))),
-        ("surfaces", list(layout.surfaces), list(dict.fromkeys(filter(None, layout.surfaces)))),
-    ]
-    for part, found, expected in facts:
-        if found != expected:
-            raise IndexInvalid(
-                part=f"{INDEX_FILE} {part}",
-                found=str(found)[:200],
-                expected=str(expected)[:200],
-                remedy="build the index again; this file was edited or mixes two builds",
-            )

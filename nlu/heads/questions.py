@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.adapter import Residual
-from index.items import ITEMS_FILE, Items
-from index.shard import read
-from index.sharded import read_layout
+from index.items import Items
+from index.replies import Replies
+from index.sharded import ShardedIndex
 from nlu.normalizer import normalize
 
 HELD_OUT = 0.5  # of the old prompts; nothing is learnt from them, harm is measured on them
@@ -39,21 +39,21 @@ class Library:
 
     def replies_of(self, vector: int) -> set[str]:
         """Every reply that a vector leads to."""
-        return {self.items.ids[row] for row in self.items.pairs_of(vector)}
+        return {self.items.id_of(row) for row in self.items.pairs_of(vector)}
 
     def prompt_of(self, vector: int) -> str:
-        """The phrase that a vector was made from."""
-        return self.phrase(self.items.reply(self.items.pairs_of(vector)[0]).prompt)
+        """The phrase that a vector was made from: a prompt, or a reply itself."""
+        return self._phrase_of(self.items.pairs_of(vector)[0])
+
+    def _phrase_of(self, row: int) -> str:
+        item = self.items.reply(row)
+        return self.phrase(item.prompt or item.text)
 
     def vector_of(self, phrase: str, replies: Iterable[str]) -> int:
         """The vector made from this very phrase for one of these replies; -1 for none."""
         rows = [row for reply in replies for row in self.items.rows_of(reply)]
         return next(
-            (
-                int(self.items.vectors[row])
-                for row in rows
-                if self.phrase(self.items.reply(row).prompt) == phrase
-            ),
+            (int(self.items.vectors[row]) for row in rows if self._phrase_of(row) == phrase),
             -1,
         )
 
@@ -75,11 +75,8 @@ class Question:
 
 def read_library(folder: Path, encode: Encode, *, uncased: bool) -> Library:
     """The index in a folder; raises `IndexInvalid`."""
-    layout = read_layout(folder)
-    items = Items.load(folder / ITEMS_FILE, rows=layout.items, vectors=layout.rows)
-    shards = [read(folder / shard.file, rows=shard.rows, dim=layout.dim) for shard in layout.shards]
-    rows = np.concatenate([shard[:, : layout.dim].astype(np.float32) for shard in shards])
-    return Library(items, rows, encode, uncased)
+    replies, index = Replies.load(folder), ShardedIndex.load(folder)
+    return Library(replies.items, index.rows[:, : index.dim].astype(np.float32), encode, uncased)
 
 
 def read_pairs(path: Path, library: Library) -> dict[str, list[str]]:
@@ -125,7 +122,7 @@ def old_questions(library: Library, *, taught: set[str], most: int) -> tuple[lis
     hash of their text. Raises ValueError where there are too few."""
     held: list[tuple[bytes, int]] = []
     kept: list[tuple[bytes, int]] = []
-    for vector in sorted(set(range(len(library.rows))) - library.vectors_of(taught)):
+    for vector in sorted(set(library.items.vectors.tolist()) - library.vectors_of(taught)):
         digest = _digest(library.prompt_of(vector))
         (held if digest[0] < HELD_OUT * 256 else kept).append((digest, vector))
     if not held or not kept:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -12,32 +16,47 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from index.build import BuildInvalid, Entry, build
-from index.items import Items
+from index.build import BuildInvalid, Entry, Writer, build
+from index.change import extend, remove
+from index.items import Items, Judged
+from index.layout import IndexInvalid, read_layout
+from index.matrix import Matrix
 from index.replies import Replies
 from index.search import QueryInvalid
-from index.shard import IndexInvalid, read
-from index.sharded import read_layout
+from tests.index.matrices import Floats, Halves
+from tests.index.tampering import digest
 
-Floats = NDArray[np.float32]
 NAMES: dict[str, Any] = {"personas": ("calm", "lively"), "surfaces": ("speaker",)}
-
-
-@pytest.fixture
-def block_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Makes the blocks of a build small; the package's own attribute `build` is the function."""
-    module = importlib.import_module("index.build")
-
-    def set_to(rows: int) -> None:
-        monkeypatch.setattr(module, "BLOCK_ROWS", rows)
-
-    return set_to
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def items_of(folder: Path) -> Items:
+    """The items alone, whatever is wrong with the rest."""
+    layout = read_layout(folder)
+    said = layout.said_rows if layout.said else layout.rows
+    return Items.load(
+        folder / "items.arrow", sha256=layout.items_sha256, rows=layout.items, vectors=layout.rows, said=said
+    )
+
+
+def stored(folder: Path) -> Halves:
+    """The vectors of all shards, without their padding."""
+    layout = read_layout(folder)
+    return Matrix.load(folder, layout.shards, layout.dim).array[:, : layout.dim]
+
+
+def in_batches(
+    entries: list[Entry], vectors: Floats, out: Path, size: int, *, said: Floats | None = None, **options: Any
+) -> None:
+    with Writer(out, vectors.shape[1], **NAMES, **options) as index:
+        for first in range(0, len(entries), size):
+            part = slice(first, first + size)
+            index.add(entries[part], vectors[part], None if said is None else said[part])
+        index.finish()
 
 
 def test_build_writes_the_layout(folder: Path) -> None:
@@ -49,19 +68,64 @@ def test_build_writes_the_layout(folder: Path) -> None:
         "shard-002.f16",
     ]
     assert json.loads((folder / "index.json").read_text()) == {
-        "kind": "exact",
+        "format": 2,
         "dim": 20,
         "padded": 32,
         "rows": 20,
         "items": 20,
+        "items_sha256": digest(folder / "items.arrow"),
         "personas": ["calm", "lively"],
         "surfaces": ["speaker", "tv"],
+        "shard_rows": 8,
         "shards": [
-            {"file": "shard-000.f16", "rows": 8},
-            {"file": "shard-001.f16", "rows": 8},
-            {"file": "shard-002.f16", "rows": 4},
+            {"file": f"shard-00{i}.f16", "rows": rows, "sha256": digest(folder / f"shard-00{i}.f16")}
+            for i, rows in enumerate((8, 8, 4))
         ],
+        "said_rows": 0,
+        "said": [],
+        "graph": None,
     }
+
+
+def test_build_writes_the_layout_of_all_there_can_be(
+    tmp_path: Path, random_vectors: Callable[..., Floats], plain_entries: Callable[[int], list[Entry]]
+) -> None:
+    out, vectors = tmp_path / "out", random_vectors(20)
+    said = np.repeat(random_vectors(10, seed=1), 2, axis=0)
+    build(plain_entries(20), vectors, out, said=said, kind="hnsw", shard_rows=8, **NAMES)
+    layout = read_layout(out)
+    assert (layout.kind, layout.rows, layout.said_rows) == ("hnsw", 20, 10)
+    assert [shard.file for shard in layout.said] == ["said-000.f16", "said-001.f16"]
+    assert layout.graph is not None
+    assert layout.graph.levels_sha256 == digest(out / "graph-levels.u8")
+    assert layout.graph.links_sha256 == digest(out / "graph-links.i32")
+    assert (layout.graph.rows, layout.graph.m, layout.graph.ef_search) == (20, 32, 64)
+    items = items_of(out)
+    assert items.said.tolist() == [i // 2 for i in range(20)]
+    stored_said = Matrix.load(out, layout.said, 20).array[items.said, :20].astype(np.float32)
+    np.testing.assert_allclose(stored_said, said / np.linalg.norm(said, axis=1, keepdims=True), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "made"),
+    [
+        ("auto", 10, "exact"),
+        ("auto", 20, "hnsw"),
+        ("hnsw", 10, "hnsw"),
+        ("hnsw", 0, "exact"),
+        ("exact", 20, "exact"),
+    ],
+)
+def test_build_makes_a_graph_where_it_is_to(
+    tmp_path: Path, random_vectors: Callable[..., Floats], plain_entries: Callable[[int], list[Entry]],
+    monkeypatch: pytest.MonkeyPatch, kind: Any, rows: int, made: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(
+        importlib.import_module("index.build"), "GRAPH_FROM", 20
+    )  # `build` is the function too
+    build(plain_entries(rows), random_vectors(rows), tmp_path / "out", kind=kind, **NAMES)
+    assert read_layout(tmp_path / "out").kind == made
+    assert len(Replies.load(tmp_path / "out")) == rows
 
 
 def test_build_stores_unit_vectors_rounded_to_float16(
@@ -69,25 +133,43 @@ def test_build_stores_unit_vectors_rounded_to_float16(
 ) -> None:
     vectors = random_vectors(20)
     expected = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
-    stored = read(folder / "shard-001.f16", rows=8, dim=20)
-    np.testing.assert_allclose(stored[:, :20], expected[8:16], rtol=2**-10)
+    np.testing.assert_allclose(stored(folder), expected, rtol=2**-10)
 
 
 def test_build_keeps_the_order_and_all_the_facts(tmp_path: Path, now: datetime) -> None:
     later = datetime(2027, 1, 1, tzinfo=UTC)
     entries = [
-        Entry("b", "B.", "say b", ("lively",), ("speaker",), now, later, 0.25, "joy", ("x", "y")),
+        Entry(
+            "b", "B.", "say b", ("lively",), ("speaker",), now, later, 0.25, "joy", ("x", "y"),
+            (Judged("scope", "да", 0.5),), "rude",
+        ),
         Entry("a", "A.", "say a"),
-    ]
+    ]  # fmt: skip
     build(entries, np.eye(2, 3, dtype=np.float32), tmp_path / "out", **NAMES)
-    items = Items.load(tmp_path / "out" / "items.arrow", rows=2, vectors=2)
+    items = items_of(tmp_path / "out")
     first, second = items.reply(0), items.reply(1)
     assert (first.id, first.text, first.prompt) == ("b", "B.", "say b")
     assert (first.persona_mask, first.surface_mask) == (0b10, 0b1)
     assert (first.valid_from, first.valid_until) == (now, later)
     assert (first.weight, first.emotion, first.tags) == (0.25, "joy", ("x", "y"))
+    assert (first.labels, first.blocked) == ((Judged("scope", "да", 0.5),), "rude")
     assert (second.id, second.persona_mask, second.surface_mask) == ("a", 0xFFFFFFFF, 0xFFFFFFFF)
     assert (second.valid_from, second.valid_until, second.weight, second.tags) == (None, None, 1.0, ())
+    assert (second.labels, second.blocked) == ((), "")
+
+
+def test_build_stores_the_labels_of_a_reply_once_and_every_row_has_them(
+    tmp_path: Path, random_vectors: Callable[..., Floats]
+) -> None:
+    """In two batches, extended by one more row, with a reply before it removed."""
+    out, vectors, labels = tmp_path / "out", random_vectors(5), (Judged("scope", "chitchat", 0.5),)
+    entries = [Entry("b", "B.", "p0")] + [Entry("a", "A.", f"p{i}", labels=labels) for i in range(1, 5)]
+    in_batches(entries[:4], vectors[:4], out, 2)
+    extend(out, out, [(entries[4:], vectors[4:], None)])
+    assert items_of(out).table["labels"].combine_chunks().flatten().to_pylist() == [labels[0]._asdict()]
+    remove(out, out, ["b"])
+    items = items_of(out)
+    assert [items.reply(row).labels for row in range(4)] == [labels] * 4
 
 
 def test_build_gives_the_same_bytes_for_the_same_input(
@@ -140,17 +222,16 @@ def test_build_names_the_row_of_a_bad_vector_and_leaves_the_old_index(
     folder: Path,
     random_vectors: Callable[..., Floats],
     plain_entries: Callable[[int], list[Entry]],
-    block_rows: Callable[[int], None],
     row: int,
     value: float,
     message: str,
 ) -> None:
-    block_rows(8)  # rows 3, 13 and 19 lie in three blocks
     before = contents(folder)
     vectors = random_vectors(20)
     vectors[row] = value
-    with pytest.raises(QueryInvalid, match=message):
-        build(plain_entries(20), vectors, folder, shard_rows=8, **NAMES)
+    for size in (8, 20):  # rows 3, 13 and 19 lie in three batches, or in one
+        with pytest.raises(QueryInvalid, match=message):
+            in_batches(plain_entries(20), vectors, folder, size, shard_rows=8)
     assert contents(folder) == before
     assert [path.name for path in folder.parent.iterdir()] == ["index"]  # nothing half-built is left behind
 
@@ -168,13 +249,6 @@ def test_build_takes_lengths_that_float16_cannot_hold(
 # --- one vector for all the replies of a prompt ------------------------------------------------------------
 
 
-def stored(folder: Path) -> NDArray[np.float16]:
-    """The vectors of all shards, without their padding."""
-    layout = read_layout(folder)
-    shards = [read(folder / shard.file, rows=shard.rows, dim=layout.dim) for shard in layout.shards]
-    return np.concatenate(shards)[:, : layout.dim]
-
-
 def shuffled(prompts: int, seed: int) -> tuple[list[Entry], list[int]]:
     """Every prompt under 1 to 9 replies, twice in between with a persona, in any order; and their prompts."""
     rng = np.random.default_rng(seed)
@@ -188,27 +262,36 @@ def shuffled(prompts: int, seed: int) -> tuple[list[Entry], list[int]]:
     return [entries[i] for i in order], [numbers[i] for i in order]
 
 
-@pytest.mark.parametrize("rows", [1, 3, 8, 4096], ids="block-{}".format)
+@pytest.mark.parametrize("size", [1, 3, 8, 4096], ids="batch-{}".format)
+@pytest.mark.parametrize("with_said", [True, False], ids=["said", "prompts"])
 def test_build_stores_one_vector_per_prompt_however_its_replies_are_strewn(
-    tmp_path: Path, random_vectors: Callable[..., Floats], block_rows: Callable[[int], None], rows: int
+    tmp_path: Path, random_vectors: Callable[..., Floats], size: int, with_said: bool
 ) -> None:
-    entries, prompts = shuffled(21, seed=rows)
-    vectors = random_vectors(21)[prompts]
+    entries, prompts = shuffled(21, seed=size)
+    owners = [int(entry.id[1:]) for entry in entries]
+    vectors, texts = random_vectors(21)[prompts], random_vectors(10, seed=1)[owners] if with_said else None
     units = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
-    build(entries, vectors, tmp_path / "whole", shard_rows=8, **NAMES)
-    block_rows(rows)
-    build(entries, vectors, tmp_path / "out", shard_rows=8, **NAMES)
+    build(entries, vectors, tmp_path / "whole", said=texts, shard_rows=8, **NAMES)
+    in_batches(entries, vectors, tmp_path / "out", size, said=texts, shard_rows=8)
     layout = read_layout(tmp_path / "out")
     assert (layout.rows, layout.items) == (21, len(entries))
     assert [shard.rows for shard in layout.shards] == [8, 8, 5]
-    items = Items.load(tmp_path / "out" / "items.arrow", rows=len(entries), vectors=21)
+    items = items_of(tmp_path / "out")
     places = list(dict.fromkeys(prompts))  # a vector stands where the first of its entries stood
     assert items.vectors.tolist() == [places.index(prompt) for prompt in prompts]
     np.testing.assert_allclose(stored(tmp_path / "out")[items.vectors], units, atol=2**-11)
     assert [(items.reply(row).id, items.reply(row).prompt) for row in range(len(items))] == [
         (entry.id, entry.prompt) for entry in entries
     ]
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    if with_said:
+        assert items.said.tolist() == [[*dict.fromkeys(owners)].index(owner) for owner in owners]
+    else:  # the vector of its first prompt stands for a reply's text
+        first = {entry.id: items.vectors[row] for row, entry in reversed([*enumerate(entries)])}
+        assert items.said.tolist() == [first[entry.id] for entry in entries]
+    whole = contents(tmp_path / "whole")
+    shards = {name: raw for name, raw in contents(tmp_path / "out").items() if name.endswith(".f16")}
+    assert shards == {name: raw for name, raw in whole.items() if name.endswith(".f16")}
+    assert items.table.equals(items_of(tmp_path / "whole").table)  # stored batch by batch
 
 
 @pytest.mark.parametrize(
@@ -231,22 +314,19 @@ def test_build_shares_what_float16_cannot_tell_apart_and_nothing_else(
     build(entries, np.array(vectors, np.float32), tmp_path / "out", **NAMES)
     layout = read_layout(tmp_path / "out")
     assert (layout.rows, layout.items) == (max(hangs_on) + 1, 3)
-    items = Items.load(tmp_path / "out" / "items.arrow", rows=3, vectors=layout.rows)
+    items = items_of(tmp_path / "out")
     assert items.vectors.tolist() == hangs_on
 
 
-def test_build_names_a_bad_vector_behind_many_equal_ones(
-    tmp_path: Path, block_rows: Callable[[int], None]
-) -> None:
-    """The number is the entry's, not that of a distinct vector."""
-    block_rows(4)
+def test_build_names_a_bad_vector_behind_many_equal_ones(tmp_path: Path) -> None:
+    """The number is the entry's, counted over all batches, not that of a distinct vector."""
     entries = [Entry(f"r{i}", f"R{i}.", "p") for i in range(30)]
     vectors = np.ones((30, 3), np.float32)
     build(entries, vectors, tmp_path / "good", **NAMES)  # the control
     assert read_layout(tmp_path / "good").rows == 1
     vectors[29] = 0.0
     with pytest.raises(QueryInvalid, match="row 29: found zero length"):
-        build(entries, vectors, tmp_path / "out", **NAMES)
+        in_batches(entries, vectors, tmp_path / "out", 4)
 
 
 # --- what is refused ---------------------------------------------------------------------------------------
@@ -272,8 +352,21 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
             "found persona 'grumpy', expected one of: calm",
         ),
         ([replace(GOOD, surfaces=("fridge",))], BuildInvalid, "found surface 'fridge'"),
+        ([GOOD, replace(GOOD, prompt="b", blocked="rude")], IndexInvalid, "id 'a': found blocked in one row"),
+        (
+            [replace(GOOD, labels=(Judged("h", "l", float("inf")),))],
+            IndexInvalid,
+            "row 0: found a label of an",
+        ),
+        ([replace(GOOD, weight=1e300)], IndexInvalid, "row 0: found an infinite or NaN weight"),
+        ([replace(GOOD, text="\ud800")], BuildInvalid, "entries: found 'utf-8' codec can't encode"),
+        ([replace(GOOD, text=None)], IndexInvalid, "entries text: found nulls"),  # type: ignore[arg-type]
+        ([replace(GOOD, id=7)], BuildInvalid, "entries: found .* expected text and numbers"),  # type: ignore[arg-type]
     ],
-    ids="twice texts id text weight empty-span naive-from naive-until persona surface".split(),
+    ids=[
+        *"twice texts id text weight empty-span naive-from naive-until persona surface".split(),
+        *"blocked label-score huge-weight surrogate no-text numeric-id".split(),
+    ],
 )
 def test_build_refuses_entries(
     tmp_path: Path, entries: list[Entry], error: type[ValueError], message: str
@@ -304,3 +397,110 @@ def test_build_refuses_shards_that_would_split_a_byte_of_a_mask(tmp_path: Path, 
 def test_build_refuses_names_that_no_mask_can_hold(tmp_path: Path, personas: list[str]) -> None:
     with pytest.raises(BuildInvalid, match="personas: found"):
         build([GOOD], np.ones((1, 4), np.float32), tmp_path / "out", personas=personas, surfaces=())
+
+
+def test_build_refuses_texts_in_one_batch_and_not_in_another(
+    tmp_path: Path, random_vectors: Callable[..., Floats], plain_entries: Callable[[int], list[Entry]]
+) -> None:
+    entries, vectors = plain_entries(4), random_vectors(4)
+    for first, second in ((None, vectors), (vectors, None)):
+        with Writer(tmp_path / "out", 20, **NAMES) as index:
+            index.add(entries[:2], vectors[:2], first if first is None else first[:2])
+            with pytest.raises(BuildInvalid, match="said: found in one batch and not in another"):
+                index.add(entries[2:], vectors[2:], second if second is None else second[2:])
+    with pytest.raises(BuildInvalid, match="said: found 3 rows, expected 4"):
+        build(entries, vectors, tmp_path / "out", said=vectors[:3], **NAMES)
+    assert not (tmp_path / "out").exists()
+
+
+# --- nothing by halves -------------------------------------------------------------------------------------
+
+
+def test_build_changes_nothing_before_it_is_finished(
+    folder: Path, random_vectors: Callable[..., Floats], plain_entries: Callable[[int], list[Entry]]
+) -> None:
+    before = contents(folder)
+    with Writer(folder, 20, **NAMES) as index:
+        index.add(plain_entries(3), random_vectors(3))
+        assert contents(folder) == before
+    assert contents(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == ["index"]
+    with Writer(folder, 20, **NAMES) as index:  # the control
+        index.add(plain_entries(3), random_vectors(3))
+        index.finish()
+    assert contents(folder) != before
+    assert [path.name for path in folder.parent.iterdir()] == ["index"]
+
+
+def test_build_lets_a_caller_add_what_belongs_to_the_folder(
+    tmp_path: Path, random_vectors: Callable[..., Floats], plain_entries: Callable[[int], list[Entry]]
+) -> None:
+    def also(staging: Path) -> None:
+        assert staging != tmp_path / "out"
+        (staging / "canaries.safetensors").write_bytes(b"song")
+
+    for _ in range(2):  # it is replaced with the rest
+        with Writer(tmp_path / "out", 20, **NAMES) as index:
+            index.add(plain_entries(3), random_vectors(3))
+            index.finish(also=also)
+        assert (tmp_path / "out" / "canaries.safetensors").read_bytes() == b"song"
+
+
+KILLED = """
+import importlib, os, signal, sys
+from pathlib import Path
+import numpy as np
+from index.build import Entry, Writer
+
+out, when = Path(sys.argv[1]), sys.argv[2]
+
+def die(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+module = importlib.import_module("index.build")
+if when == "linking":
+    module.build_graph = die
+elif when == "publishing":
+    module.Items.load = die
+elif when == "replacing":
+    module._replace = die
+elif when == "clearing":
+    rmtree = module.shutil.rmtree
+    module.shutil.rmtree = lambda path, **options: die() if Path(path).exists() else None
+rows = np.random.default_rng(9).standard_normal((40, 20)).astype(np.float32)
+with Writer(out, 20, personas=(), surfaces=(), kind="hnsw", shard_rows=8) as writer:
+    for first in range(0, 40, 10):
+        writer.add([Entry(f"n{i}", "New.", "p") for i in range(first, first + 10)], rows[first : first + 10])
+        if when == "adding" and first == 20:
+            die()
+    writer.finish()
+"""
+
+
+@pytest.mark.parametrize("when", ["adding", "linking", "publishing", "replacing", "clearing"])
+def test_build_killed_leaves_a_whole_index(folder: Path, when: str) -> None:
+    """The old one, until all of the new one is there; what was half made lies beside it and hinders nobody."""
+    before = contents(folder)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(folder), when],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert len(Replies.load(folder)) == (40 if when == "clearing" else 20)
+    assert (contents(folder) == before) == (when != "clearing")
+    build([GOOD], np.ones((1, 20), np.float32), folder, **NAMES)
+    assert len(Replies.load(folder)) == 1
+
+
+def test_build_begins_anew_where_a_killed_process_of_its_number_left_off(
+    folder: Path, random_vectors: Callable[..., Floats], plain_entries: Callable[[int], list[Entry]]
+) -> None:
+    """In a container every process may have the same number."""
+    left = folder.with_name(f".{folder.name}.building-{os.getpid()}")
+    left.mkdir()
+    (left / "shard-007.f16").write_bytes(b"half")
+    build(plain_entries(3), random_vectors(3), folder, **NAMES)
+    assert len(Replies.load(folder)) == 3
+    assert not left.exists()

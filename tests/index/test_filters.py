@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from index.filters import Allowed, Filters
 from index.items import EVERYONE, Items, micros
-from index.shard import IndexInvalid
+from index.layout import IndexInvalid
 
 PERSONAS = ("calm", "lively")
 SURFACES = ("speaker", "tv", "car")
@@ -23,7 +24,7 @@ Row = tuple[int, int, int | None, int | None]
 OPEN: Row = (EVERYONE, EVERYONE, None, None)
 
 
-def items_of(rows: list[Row], hangs_on: list[int] | None = None) -> Items:
+def items_of(rows: list[Row], hangs_on: list[int] | None = None, **columns: list[Any]) -> Items:
     """Rows of (persona mask, surface mask, first day, last day); days count from START.
 
     Rows 2n and 2n + 1 propose reply rn. Each row has a vector of its own unless `hangs_on` tells.
@@ -34,26 +35,27 @@ def items_of(rows: list[Row], hangs_on: list[int] | None = None) -> Items:
     def instants(days: list[int | None]) -> list[int | None]:
         return [None if day is None else micros(START + day * DAY) for day in days]
 
-    return Items.of(
-        {
-            "vector": vectors,
-            "id": [f"r{i // 2}" for i in range(count)],
-            "text": [f"Reply {i // 2}." for i in range(count)],
-            "prompt": [f"prompt {i}" for i in range(count)],
-            "persona_mask": [row[0] for row in rows],
-            "surface_mask": [row[1] for row in rows],
-            "valid_from": instants([row[2] for row in rows]),
-            "valid_until": instants([row[3] for row in rows]),
-            "weight": [1.0] * count,
-            "emotion": [""] * count,
-            "tags": [[]] * count,
-        },
-        vectors=len(set(vectors)),
-    )
+    plain: dict[str, list[Any]] = {
+        "vector": vectors,
+        "said": [0] * count,
+        "id": [f"r{i // 2}" for i in range(count)],
+        "text": [f"Reply {i // 2}." for i in range(count)],
+        "prompt": [f"prompt {i}" for i in range(count)],
+        "persona_mask": [row[0] for row in rows],
+        "surface_mask": [row[1] for row in rows],
+        "valid_from": instants([row[2] for row in rows]),
+        "valid_until": instants([row[3] for row in rows]),
+        "weight": [1.0] * count,
+        "emotion": [""] * count,
+        "tags": [[]] * count,
+        "labels": [[]] * count,
+        "blocked": [""] * count,
+    }
+    return Items.of(plain | columns, vectors=len(set(vectors)), said=1)
 
 
-def filters_of(rows: list[Row], hangs_on: list[int] | None = None) -> Filters:
-    return Filters(items_of(rows, hangs_on), PERSONAS, SURFACES)
+def filters_of(rows: list[Row], hangs_on: list[int] | None = None, **columns: list[Any]) -> Filters:
+    return Filters(items_of(rows, hangs_on, **columns), PERSONAS, SURFACES)
 
 
 def vectors_in(allowed: Allowed) -> list[int]:
@@ -74,19 +76,29 @@ masks = st.sampled_from([EVERYONE, 1, 2, 3])
 days = st.tuples(st.none() | st.integers(0, 4), st.none() | st.integers(5, 9))
 
 
-@settings(max_examples=60, deadline=None)
+tag_sets = st.lists(st.sampled_from(["warm", "film", "чай"]), max_size=2, unique=True)
+
+
+@settings(max_examples=60)
 @given(
-    st.lists(st.tuples(masks, masks, days, st.integers(0, 11)), max_size=20),
+    st.lists(st.tuples(masks, masks, days, st.integers(0, 11), tag_sets), max_size=20),
     st.lists(st.sampled_from(["r0", "r3", "x"]), max_size=3),
+    st.sets(st.sampled_from([1, 2, 5])),
+    tag_sets,
 )
 def test_filters_equal_the_rule_spelled_out(
-    drawn: list[tuple[int, int, tuple[int | None, int | None], int]], avoid: list[str]
+    drawn: list[tuple[int, int, tuple[int | None, int | None], int, list[str]]],
+    avoid: list[str],
+    blocked: set[int],
+    tags: list[str],
 ) -> None:
     """One vector to many: up to twelve of them, so that their bits lie in two bytes."""
-    rows: list[Row] = [(persona, surface, *span) for persona, surface, span, _ in drawn]
-    numbers = sorted({vector for *_, vector in drawn})
-    hangs_on = [numbers.index(vector) for *_, vector in drawn]
-    filters = filters_of(rows, hangs_on)
+    rows: list[Row] = [(persona, surface, *span) for persona, surface, span, _, _ in drawn]
+    numbers = sorted({vector for *_, vector, _ in drawn})
+    hangs_on = [numbers.index(vector) for *_, vector, _ in drawn]
+    carried = [some for *_, some in drawn]
+    why = ["rude" if number // 2 in blocked else "" for number in range(len(rows))]
+    filters = filters_of(rows, hangs_on, tags=carried, blocked=why)
     for persona, surface, day in product((None, "calm", "lively"), (None, "speaker", "tv"), range(-1, 11)):
         persona_bits = EVERYONE if persona is None else 1 << PERSONAS.index(persona)
         surface_bits = EVERYONE if surface is None else 1 << SURFACES.index(surface)
@@ -97,15 +109,47 @@ def test_filters_equal_the_rule_spelled_out(
             and surface_mask & surface_bits == surface_bits
             and (first is None or first <= day)
             and (last is None or day < last)
+            and not why[number]
         ]
         as_of = START + day * DAY
-        left = [number for number in expected if f"r{number // 2}" not in avoid]
-        for avoided, some in [((), expected), (avoid, left)]:
-            allowed = filters.allow(persona=persona, surface=surface, as_of=as_of, avoid=avoided)
+        for asked, avoided in product(([], tags), ([], avoid)):
+            some = [
+                number
+                for number in expected
+                if f"r{number // 2}" not in avoided and (not asked or set(asked) & set(carried[number]))
+            ]
+            allowed = filters.allow(persona=persona, surface=surface, as_of=as_of, avoid=avoided, tags=asked)
             assert allowed.mask.shape == ((len(numbers) + 7) // 8,)
             assert len(allowed.rows) == len(rows)
             assert rows_in(allowed) == some
             assert vectors_in(allowed) == sorted({hangs_on[number] for number in some})
+            if allowed.whole:
+                assert len(vectors_in(allowed)) == len(numbers)
+
+
+def test_filters_tags_ask_for_any_of_them() -> None:
+    filters = filters_of([OPEN] * 4, tags=[["warm"], ["warm", "film"], [], ["film"]])
+    for tags, rows in [
+        ((), [0, 1, 2, 3]), (("warm",), [0, 1]), (("film", "warm"), [0, 1, 3]), (("none",), []), (("war",), []),
+    ]:  # fmt: skip
+        allowed = filters.allow(persona=None, surface=None, as_of=START, tags=tags)
+        assert rows_in(allowed) == vectors_in(allowed) == rows
+
+
+def test_filters_blocked_replies_are_for_nobody() -> None:
+    filters = filters_of([OPEN] * 4, [0, 0, 0, 1], tags=[["x"]] * 4, blocked=["", "", "rude", "rude"])
+    for persona, tags in product((None, "calm"), ((), ("x",))):
+        allowed = filters.allow(persona=persona, surface="tv", as_of=START, tags=tags)
+        assert (rows_in(allowed), vectors_in(allowed), allowed.whole) == ([0, 1], [0], False)
+
+
+def test_filters_say_whether_a_search_needs_a_mask() -> None:
+    filters = filters_of([OPEN, (1, EVERYONE, None, None), OPEN], [0, 0, 1])
+    assert filters.allow(persona=None, surface=None, as_of=START).whole  # each vector leads to something
+    assert not filters.allow(persona=None, surface=None, as_of=START, avoid=["r1"]).whole
+    assert (
+        not filters_of([OPEN, (1, EVERYONE, None, None)]).allow(persona=None, surface=None, as_of=START).whole
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,20 @@ import numpy as np
 import pytest
 
 from index.exact import ExactIndex
-from index.search import Hits, Index, QueryInvalid, check_k, check_mask, prepare, prepare_rows
+from index.matrix import Matrix
+from index.search import NOTHING, Hits, Index, QueryInvalid, check_k, check_mask, prepare, prepare_rows
 from index.sharded import ShardedIndex
+from tests.index.matrices import stored
 
 
 def test_search_both_indexes_satisfy_the_protocol() -> None:
-    indexes: list[Index] = [ExactIndex(np.empty((0, 4), np.float32)), ShardedIndex([], 4)]
+    nothing = np.empty((0, 4), np.float32)
+    indexes: list[Index] = [ExactIndex(nothing), ShardedIndex(Matrix(stored(nothing)), 4)]
     assert [(index.dim, len(index)) for index in indexes] == [(4, 0), (4, 0)]
 
 
 def test_search_hits_have_a_length() -> None:
-    assert len(Hits(np.ones(2, np.float32), np.arange(2))) == 2
+    assert (len(Hits(np.ones(2, np.float32), np.arange(2))), len(NOTHING)) == (2, 0)
 
 
 @pytest.mark.parametrize("scale", [1.0, 7.0, 1e-30, 1e30], ids=str)

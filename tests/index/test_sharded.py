@@ -1,9 +1,10 @@
-"""The served index: equal to the exact twin, all or nothing at load, guards that outlive `python -O`."""
+"""The served index: equal to the exact twin however it is cut and shared, all or nothing at load, with guards that
+outlive `python -O`."""
 
 from __future__ import annotations
 
 import gc
-import json
+import shutil
 import subprocess
 import sys
 import weakref
@@ -14,88 +15,106 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import index.shard
 import index.sharded
+from index.build import Entry, build
 from index.exact import ExactIndex
-from index.search import Hits, QueryInvalid, prepare_rows
-from index.shard import IndexInvalid, Selector, Shard, padded
-from index.sharded import REMEMBERED_MASKS, ShardedIndex, read_layout
+from index.layout import IndexInvalid
+from index.scan import Scan, Selector
+from index.search import Hits, QueryInvalid
+from index.sharded import REMEMBERED_MASKS, ShardedIndex, merge
+from tests.index.matrices import Floats, assert_same, index_of, packed, plain
+from tests.index.tampering import seal, set_field
 
 DIM = 20
-Floats = NDArray[np.float32]
+PAGE_ROWS = 64  # of 20 dims: 4096 bytes, so shards of so many rows are mapped, and of fewer read
 
 
-def sharded(vectors: Floats, cuts: list[int], *, threads: int = 1) -> ShardedIndex:
-    """An index in memory, cut into shards after the given rows."""
-    rows, dim = vectors.shape
-    stored = np.zeros((rows, padded(dim)), np.float16)
-    stored[:, :dim] = prepare_rows(vectors, dim)
-    bounds = [0, *cuts, rows]
-    shards = [Shard(stored[a:b].copy()) for a, b in zip(bounds, bounds[1:], strict=False) if a < b]
-    return ShardedIndex(shards, dim, threads=threads)
+# --- against the twin --------------------------------------------------------------------------------------
+
+WORLDS, SEARCHES = 100, 40  # 4,000 searches, each of them also within a batch
+DIMS = (1, 3, 16, 20)
 
 
-def assert_same(found: Hits, expected: Hits, every: Hits) -> None:
-    """Equal up to the rounding of float32 sums: the scores of the truth, each on a row that truly has it."""
-    np.testing.assert_allclose(found.scores, expected.scores, atol=2e-6)  # also as many
-    truth = dict(zip(every.rows.tolist(), every.scores.tolist(), strict=True))
-    np.testing.assert_allclose(found.scores, [truth[row] for row in found.rows.tolist()], atol=2e-6)
-    assert len(set(found.rows.tolist())) == len(found)
+class World:
+    """Rows with many exact ties, an index of them cut somehow, and the twin."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = rng = np.random.default_rng(seed)
+        rows, dim = int(rng.integers(0, 41)), int(rng.choice(DIMS))
+        directions = rng.integers(-3, 4, (int(rng.integers(1, 13)), dim)).astype(np.float32)
+        directions[~directions.any(axis=1), 0] = 1.0
+        lengths = rng.uniform(0.1, 9.0, (rows, 1)).astype(np.float32)
+        vectors = directions[rng.integers(0, len(directions), rows)] * lengths
+        self.dim, self.twin = dim, ExactIndex(vectors)
+        cuts = [cut for cut in (8, 16, 24, 32) if cut < rows and rng.random() < 0.5]
+        threads = int(rng.integers(1, 4))
+        self.index = index_of(vectors, cuts=cuts, threads=threads)
+        self.others = [index_of(vectors), index_of(vectors, cuts=None, threads=3)]
+
+    def mask(self) -> NDArray[np.uint8] | None:
+        kind = self.rng.integers(0, 6)
+        if kind == 0:
+            return None
+        mask = packed(self.rng.random(len(self.twin)) < (0.0, 1.0, 0.4, 0.4, 0.05)[kind - 1])
+        if kind == 3 and len(mask):
+            mask[-1] |= 0xFF << ((len(self.twin) - 1) % 8 + 1) & 0xFF  # bits of rows that there are not
+        return mask
 
 
-@st.composite
-def cases(draw: st.DrawFn) -> tuple[Floats, list[int], Floats, int, NDArray[np.uint8] | None]:
-    """Few distinct directions (so many exact ties), any number of rows, shards down to one row, any mask."""
-    rows = draw(st.integers(0, 40))
-    dim = draw(st.sampled_from([1, 3, 16, 20]))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    distinct = draw(st.integers(1, 12))
-    directions = rng.integers(-3, 4, (distinct, dim)).astype(np.float32)
-    directions[~directions.any(axis=1), 0] = 1.0
-    vectors = directions[rng.integers(0, distinct, rows)] * rng.uniform(0.1, 9.0, (rows, 1)).astype(
-        np.float32
-    )
-    cuts = sorted(draw(st.sets(st.sampled_from([8, 16, 24, 32]), max_size=4)) & set(range(rows)))
-    query = rng.standard_normal(dim).astype(np.float32)
-    k = draw(st.integers(1, 50))
-    kind = draw(st.sampled_from(["none", "random", "empty", "full"]))
-    chance = {"none": 1.0, "random": 0.4, "empty": 0.0, "full": 1.0}[kind]
-    mask = None if kind == "none" else np.packbits(rng.random(rows) < chance, bitorder="little")
-    return vectors, cuts, query, k, mask
+@pytest.mark.parametrize("fan_out", [False, True], ids=["small", "as if large"])
+@pytest.mark.parametrize("seed", range(0, WORLDS, 2))
+def test_sharded_equals_the_exact_twin(seed: int, fan_out: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large indexes share one query among threads, and pass a whole batch over a block of rows at a time."""
+    if fan_out:
+        monkeypatch.setattr(index.sharded, "FAN_OUT_BYTES", 1)
+        monkeypatch.setattr(index.sharded, "BLOCK_BYTES", 512)
+        monkeypatch.setattr(index.sharded, "BATCH", 3)
+    world = World(seed + fan_out)
+    rng, rows = world.rng, len(world.twin)
+    for _ in range(SEARCHES // 4):
+        queries = rng.standard_normal((4, world.dim)).astype(np.float32)
+        k, mask = int(rng.choice([1, 2, 5, 13, 50])), world.mask()
+        many = world.index.search_many(queries, k, mask=mask)
+        for query, from_many in zip(queries, many, strict=True):
+            found = world.index.search(query, k, mask=mask)
+            every = world.twin.search(query, max(1, rows), mask=mask)
+            assert_same(found, Hits(every.scores[:k], every.rows[:k]), every)
+            # Equal vectors have equal scores to the last bit, wherever they lie: descending, then ascending by row.
+            assert np.lexsort((found.rows, -found.scores)).tolist() == list(range(len(found)))
+            assert plain(from_many) == plain(found)
+            for other in world.others:
+                assert plain(other.search(query, k, mask=mask)) == plain(found)
 
 
-@settings(max_examples=150, deadline=None)
-@given(cases())
-def test_sharded_equals_the_exact_twin(
-    case: tuple[Floats, list[int], Floats, int, NDArray[np.uint8]],
-) -> None:
-    vectors, cuts, query, k, mask = case
-    index, twin = sharded(vectors, cuts), ExactIndex(vectors)
-    found, expected = index.search(query, k, mask=mask), twin.search(query, k, mask=mask)
-    assert_same(found, expected, twin.search(query, max(1, len(twin)), mask=mask))
-    # Equal vectors have equal scores to the last bit, wherever they lie: descending, then ascending by row.
-    order = np.lexsort((found.rows, -found.scores))
-    assert order.tolist() == list(range(len(found)))
-    many = index.search_many(np.stack([query, -query]), k, mask=mask)
-    assert many[0].rows.tolist() == found.rows.tolist()
-    assert many[0].scores.tolist() == found.scores.tolist()
+def test_sharded_twin_test_reaches_what_it_is_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: batches go block by block, ties are cut and searched on, and queries are shared among threads."""
+    seen: set[str] = set()
+    scan, share, single = ShardedIndex._scan_batch, ShardedIndex._share, ShardedIndex._search
 
+    def scan_batch(self: ShardedIndex, *arguments: Any) -> list[Hits]:
+        seen.add("batch")
+        monkeypatch.setattr(ShardedIndex, "_search", searched)
+        try:
+            return scan(self, *arguments)
+        finally:
+            monkeypatch.setattr(ShardedIndex, "_search", single)
 
-@settings(max_examples=50, deadline=None)
-@given(cases())
-def test_sharded_cuts_do_not_change_the_answer(
-    case: tuple[Floats, list[int], Floats, int, NDArray[np.uint8] | None],
-) -> None:
-    vectors, cuts, query, k, mask = case
-    whole, cut = sharded(vectors, []), sharded(vectors, cuts)
-    expected = whole.search(query, k, mask=mask)
-    found = cut.search(query, k, mask=mask)
-    assert found.rows.tolist() == expected.rows.tolist()
-    assert found.scores.tolist() == expected.scores.tolist()
+    def searched(self: ShardedIndex, *arguments: Any, **options: Any) -> Hits:
+        seen.add("tie cut in a batch")
+        return single(self, *arguments, **options)
+
+    def shared(self: ShardedIndex, tasks: Any, nbytes: int | None = None) -> Any:
+        if nbytes is not None and len(tasks) > 1 and self._threads > 1:
+            seen.add("shared")
+        return share(self, tasks, nbytes)
+
+    monkeypatch.setattr(ShardedIndex, "_scan_batch", scan_batch)
+    monkeypatch.setattr(ShardedIndex, "_share", shared)
+    for seed in range(0, 10, 2):
+        test_sharded_equals_the_exact_twin(seed, True, monkeypatch)
+    assert seen == {"batch", "tie cut in a batch", "shared"}
 
 
 def test_sharded_comparison_notices_a_wrong_row(random_vectors: Callable[..., Floats]) -> None:
@@ -106,235 +125,200 @@ def test_sharded_comparison_notices_a_wrong_row(random_vectors: Callable[..., Fl
     wrong_rows, wrong_scores = best.rows.copy(), best.scores.copy()
     wrong_rows[4] = every.rows[19]
     wrong_scores[1] += 1e-4
-    assert_same(sharded(vectors, [8]).search(vectors[3], 5), best, every)
+    assert_same(index_of(vectors, cuts=[8]).search(vectors[3], 5), best, every)
     for wrong in (Hits(best.scores, wrong_rows), Hits(wrong_scores, best.rows)):
         with pytest.raises(AssertionError):
             assert_same(wrong, best, every)
 
 
-def test_sharded_load_gives_the_rows_of_the_build(
-    folder: Path, random_vectors: Callable[..., Floats]
+@pytest.mark.parametrize("shard_rows", [8, 24, PAGE_ROWS, 2 * PAGE_ROWS, 65536])
+@pytest.mark.parametrize("rows", [1, 8, 65, 129])
+def test_sharded_load_answers_as_built_in_shards_of_any_size(
+    tmp_path: Path,
+    random_vectors: Callable[..., Floats],
+    plain_entries: Callable[[int], list[Entry]],
+    rows: int,
+    shard_rows: int,
 ) -> None:
-    index = ShardedIndex.load(folder)
-    twin = ExactIndex(random_vectors(20))
-    assert (index.dim, len(index)) == (DIM, 20)
-    for vector in random_vectors(5, seed=1):
-        every = twin.search(vector, 20)
-        assert_same(index.search(vector, 20), every, every)
+    """Down to one row in the last shard; of whole pages, which are mapped, or not, which are read."""
+    vectors = random_vectors(rows)
+    build(plain_entries(rows), vectors, tmp_path / "i", personas=(), surfaces=(), shard_rows=shard_rows)
+    loaded, made = ShardedIndex.load(tmp_path / "i", threads=1), index_of(vectors)
+    assert (loaded.dim, len(loaded)) == (DIM, rows)
+    np.testing.assert_array_equal(loaded.rows, made.rows)
+    for query in random_vectors(5, seed=1):
+        mask = packed(np.arange(rows) % 3 < 2)
+        assert plain(loaded.search(query, 9)) == plain(made.search(query, 9))
+        assert plain(loaded.search(query, 9, mask=mask)) == plain(made.search(query, 9, mask=mask))
 
 
 def test_sharded_scores_are_cosines_of_vectors_of_any_length(
     folder: Path, random_vectors: Callable[..., Floats]
 ) -> None:
-    index = ShardedIndex.load(folder)
-    hits = index.search(random_vectors(20)[17] * 1000.0, 1)
+    hits = ShardedIndex.load(folder).search(random_vectors(20)[17] * 1000.0, 1)
     assert hits.rows.tolist() == [17]
     np.testing.assert_allclose(hits.scores, [1.0], atol=1e-3)
 
 
-def test_sharded_without_shards_answers_nothing() -> None:
-    index = ShardedIndex([], DIM)
+def test_sharded_of_no_rows_answers_nothing() -> None:
+    nothing = index_of(np.empty((0, DIM), np.float32))
     query = np.ones(DIM, np.float32)
-    assert len(index.search(query, 3)) == 0
-    assert len(index.search(query, 3, mask=np.zeros(0, np.uint8))) == 0
-    assert [len(hits) for hits in index.search_many(np.stack([query, query]), 3)] == [0, 0]
+    assert len(nothing.search(query, 3)) == 0
+    assert len(nothing.search(query, 3, mask=np.zeros(0, np.uint8))) == 0
+    assert [len(hits) for hits in nothing.search_many(np.stack([query, query]), 3)] == [0, 0]
+    assert nothing.search_many(np.empty((0, DIM), np.float32), 3) == []
+
+
+def test_sharded_merge_of_parts_is_the_best_of_all() -> None:
+    parts = [
+        Hits(np.array([0.9, 0.5], np.float32), np.array([4, 2])),
+        Hits(np.array([0.9, 0.5, 0.1], np.float32), np.array([3, 1, 0])),
+    ]
+    assert merge(parts, 4).rows.tolist() == [3, 4, 1, 2]
+    assert merge(parts[:1], 4) is parts[0]
+    assert len(merge([], 4)) == 0
+
+
+# --- threads and masks -------------------------------------------------------------------------------------
 
 
 def test_sharded_threads_do_not_change_the_answer(
     random_vectors: Callable[..., Floats], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors = random_vectors(100)
-    alone = sharded(vectors, [16, 32, 64])
+    alone = index_of(vectors, cuts=[16, 32, 64])
     monkeypatch.setattr(index.sharded, "FAN_OUT_BYTES", 1)
-    shared = sharded(vectors, [16, 32, 64], threads=3)
-    assert len(alone._groups) == 1 and len(shared._groups) == 3
+    shared = index_of(vectors, cuts=[16, 32, 64], threads=3)
     queries = random_vectors(32, seed=1)
-    expected = [alone.search(query, 7).rows.tolist() for query in queries]
+    expected = [plain(alone.search(query, 7)) for query in queries]
     scans: list[int] = []
-    scan = Shard.search
+    scan = Scan.search
 
-    def counted(shard: Shard, query: Floats, k: int, selector: Selector | None = None) -> Hits:
-        scans.append(shard.rows)
-        return scan(shard, query, k, selector)
+    def counted(self: Scan, query: Floats, k: int, selector: Selector | None = None) -> Hits:
+        scans.append(self.rows)
+        return scan(self, query, k, selector)
 
-    monkeypatch.setattr(Shard, "search", counted)
+    monkeypatch.setattr(Scan, "search", counted)
     with ThreadPoolExecutor(8) as callers:  # more callers than threads, so that work is taken back too
         found = list(callers.map(lambda query: shared.search(query, 7), queries))
-    assert [hits.rows.tolist() for hits in found] == expected
-    assert sorted(scans) == sorted([16, 16, 32, 36] * len(queries))  # every shard once for every query
-    assert [hits.rows.tolist() for hits in shared.search_many(queries, 7)] == expected
+    assert [plain(hits) for hits in found] == expected
+    assert sorted(scans) == sorted([16, 16, 32, 36] * len(queries))  # every part once for every query
+    assert [plain(hits) for hits in shared.search_many(queries, 7)] == expected
+
+
+def test_sharded_is_parted_evenly_among_threads_where_it_is_large(
+    random_vectors: Callable[..., Floats], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = random_vectors(100)
+    assert [scan.rows for scan in index_of(vectors, cuts=None, threads=3)._scans] == [100]
+    monkeypatch.setattr(index.sharded, "FAN_OUT_BYTES", 1)
+    parted = index_of(vectors, cuts=None, threads=3)
+    assert [(scan.first, scan.rows) for scan in parted._scans] == [(0, 32), (32, 32), (64, 36)]
 
 
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "writable"])
 def test_sharded_remembered_masks_are_kept_alive(random_vectors: Callable[..., Floats], frozen: bool) -> None:
     """A mask known by its identity must live on, or the next mask could take its address and its answers."""
     vectors = random_vectors(16)
-    index = sharded(vectors, [8])
+    some = index_of(vectors, cuts=[8])
     for row in (3, 12):
-        mask = np.packbits(np.arange(16) == row, bitorder="little")[:]
+        mask = packed(np.arange(16) == row)[:]
         mask.flags.writeable = not frozen
         for _ in range(2):
-            assert index.search(vectors[0], 3, mask=mask).rows.tolist() == [row]
+            assert some.search(vectors[0], 3, mask=mask).rows.tolist() == [row]
     alive = weakref.ref(mask)
     del mask
     gc.collect()
     assert (alive() is not None) == frozen
-    assert len(index._selectors) == 2 * frozen
+    assert len(some._remembered) == 2 * frozen
 
 
 def test_sharded_remembers_a_bounded_number_of_masks(random_vectors: Callable[..., Floats]) -> None:
     vectors = random_vectors(16)
-    index = sharded(vectors, [8])
+    some = index_of(vectors, cuts=[8])
     for _ in range(REMEMBERED_MASKS + 5):
         mask = np.full(2, 255, np.uint8)
         mask.flags.writeable = False
-        index.search(vectors[0], 3, mask=mask)
-    assert len(index._selectors) == REMEMBERED_MASKS
+        some.search(vectors[0], 3, mask=mask)
+    assert len(some._remembered) == REMEMBERED_MASKS
 
 
 def test_sharded_writable_masks_are_read_afresh(random_vectors: Callable[..., Floats]) -> None:
     vectors = random_vectors(16)
-    index = sharded(vectors, [8])
-    mask = np.packbits(np.arange(16) == 3, bitorder="little")
-    assert index.search(vectors[0], 3, mask=mask).rows.tolist() == [3]
-    mask[:] = np.packbits(np.arange(16) == 12, bitorder="little")
-    assert index.search(vectors[0], 3, mask=mask).rows.tolist() == [12]
-    assert not index._selectors
+    some = index_of(vectors, cuts=[8])
+    mask = packed(np.arange(16) == 3)
+    assert some.search(vectors[0], 3, mask=mask).rows.tolist() == [3]
+    mask[:] = packed(np.arange(16) == 12)
+    assert some.search(vectors[0], 3, mask=mask).rows.tolist() == [12]
+    assert not some._remembered
 
 
-def test_sharded_load_holds_one_shard_file_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alive: list[weakref.ref[Any]] = []
-    most = 0
-    original = index.shard.read
-
-    def watched(path: Path, *, rows: int, dim: int) -> NDArray[np.float16]:
-        nonlocal most
-        vectors = original(path, rows=rows, dim=dim)
-        alive.append(weakref.ref(vectors))
-        most = max(most, sum(reference() is not None for reference in alive))
-        return vectors
-
-    monkeypatch.setattr(index.shard, "read", watched)
-    ShardedIndex.load(folder)
-    assert (len(alive), most) == (3, 1)
-    kept = [watched(folder / "shard-000.f16", rows=8, dim=DIM) for _ in range(2)]
-    assert (len(kept), most) == (2, 2)  # the control: two held arrays are noticed
-
-
-def test_sharded_placement_is_asked_for_each_shard(folder: Path) -> None:
-    asked: list[int] = []
-
-    def placement(number: int) -> str:
-        asked.append(number)
-        return "cpu"
-
-    ShardedIndex.load(folder, placement=placement)
-    assert asked == [0, 1, 2]
-    with pytest.raises(IndexInvalid, match="found gpu:7"):
-        ShardedIndex.load(folder, placement=lambda number: f"gpu:{number + 7}")
+def test_sharded_memory_is_the_matrix_and_ends_with_it(
+    folder: Path, random_vectors: Callable[..., Floats]
+) -> None:
+    """Scans hold no copy; and what an index mapped is let go with the last array of it."""
+    some = ShardedIndex.load(folder)
+    some.search_many(random_vectors(3), 2, mask=np.full(3, 255, np.uint8))
+    assert all(np.shares_memory(scan._rows, some.rows) for scan in some._scans)
+    rows = weakref.ref(some.rows)
+    del some
+    gc.collect()
+    assert rows() is None
 
 
 # --- malformed folders -------------------------------------------------------------------------------------
 
-
-def rewrite(folder: Path, **fields: object) -> None:
-    path = folder / "index.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
-def shards(*rows: int) -> list[dict[str, object]]:
-    return [{"file": f"shard-{i:03d}.f16", "rows": count} for i, count in enumerate(rows)]
-
-
 FILES = ["shard-000.f16", "shard-001.f16", "shard-002.f16"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"kind": "hnsw"}, "index.json kind: found 'hnsw'"),
-        ({"dim": 0}, "index.json dim: found 0"),
-        ({"dim": "20"}, "index.json dim: found '20'"),
-        ({"dim": 40}, "index.json padded: found 32, expected 48"),
-        ({"dim": 19}, "shard-000.f16 row 0: found numbers in the padding"),
-        ({"padded": 48}, "index.json padded: found 48, expected 32"),
-        ({"rows": 21}, "index.json rows: found 21, expected 20"),
-        ({"rows": -1}, "index.json rows: found -1"),
-        ({"items": -1}, "index.json items: found -1"),
-        ({"items": "20"}, "index.json items: found '20'"),
-        ({"rows": 28, "shards": shards(8, 8, 12)}, "shard-002.f16: found 256 bytes, expected 768"),
-        ({"rows": 12, "shards": shards(8, 4)}, "shard-002.f16: found a shard that index.json does not list"),
-        ({"shards": shards(8, 4, 8)}, "shards rows modulo 8"),
-        ({"shards": shards(8, 8, 4)[::-1]}, "index.json shards: found"),
-        ({"shards": [{"file": FILES[0], "rows": 8}] * 2 + shards(4)}, "index.json shards: found"),
-        ({"rows": 16, "shards": shards(8, 8, 0)}, "index.json shards.2.rows: found 0"),
-        ({"shards": [{"file": "../x", "rows": 20}]}, "index.json shards: found"),
-        ({"personas": ["calm", "calm"]}, "index.json personas: found"),
-        ({"personas": [""]}, "index.json personas: found"),
-        ({"surfaces": [f"s{i}" for i in range(33)]}, "index.json surfaces: found"),
-        ({"surprise": 1}, "index.json surprise: found 1"),
-    ],
-    ids=[
-        *"kind dim-0 dim-text dim-padded dim-narrow padded rows rows-negative items-negative items-text ntotal-lies two-builds".split(),
-        *"uneven order overlap empty-shard path persona-twice persona-empty surfaces-33 extra".split(),
-    ],
-)
-def test_sharded_load_refuses(folder: Path, fields: dict[str, object], message: str) -> None:
-    rewrite(folder)
-    ShardedIndex.load(folder)  # the control: rewritten without a change, it loads
-    rewrite(folder, **fields)
-    with pytest.raises(IndexInvalid) as refusal:
-        ShardedIndex.load(folder)
-    assert message in str(refusal.value)
-
-
-@pytest.mark.parametrize(
-    "field", ["kind", "dim", "padded", "rows", "items", "personas", "surfaces", "shards"]
-)
-def test_sharded_load_refuses_a_missing_field(folder: Path, field: str) -> None:
-    path = folder / "index.json"
-    fields = json.loads(path.read_text())
-    del fields[field]
-    path.write_text(json.dumps(fields))
-    with pytest.raises(IndexInvalid, match=f"index.json {field}: found .* expected Field required"):
-        ShardedIndex.load(folder)
 
 
 @pytest.mark.parametrize("missing", [*FILES, "index.json"])
 def test_sharded_load_refuses_a_missing_file(folder: Path, missing: str) -> None:
+    ShardedIndex.load(folder)  # the control
     (folder / missing).unlink()
     with pytest.raises(IndexInvalid, match=f"{missing}: found no file"):
         ShardedIndex.load(folder)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "{", "[]", "null", "\x00", '{"kind": NaN}'],
-    ids=["empty", "cut", "list", "null", "nul", "nan"],
-)
-def test_sharded_load_refuses_what_is_not_its_json(folder: Path, text: str) -> None:
-    (folder / "index.json").write_text(text)
-    with pytest.raises(IndexInvalid, match="index.json"):
-        ShardedIndex.load(folder)
-
-
-@pytest.mark.parametrize("damage", ["truncated", "trailing", "swapped"])
-def test_sharded_load_refuses_a_damaged_shard(folder: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["truncated", "trailing", "turned"])
+@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "as pulled"])
+def test_sharded_load_refuses_a_damaged_shard(folder: Path, damage: str, sealed: bool) -> None:
     path = folder / "shard-001.f16"
     raw = path.read_bytes()
-    path.write_bytes({"truncated": raw[:-1], "trailing": raw + b"\0", "swapped": raw[1:] + raw[:1]}[damage])
+    path.write_bytes({"truncated": raw[:-1], "trailing": raw + b"\0", "turned": raw[1:] + raw[:1]}[damage])
+    if sealed:
+        seal(folder)
     with pytest.raises(IndexInvalid, match=r"shard-001\.f16"):
         ShardedIndex.load(folder)
 
 
-def test_sharded_load_accepts_an_empty_index_only_when_told(folder: Path) -> None:
-    for name in FILES:
-        (folder / name).unlink()
-    with pytest.raises(IndexInvalid):
+def test_sharded_load_refuses_the_shard_of_another_build(
+    folder: Path,
+    tmp_path: Path,
+    random_vectors: Callable[..., Floats],
+    plain_entries: Callable[[int], list[Entry]],
+) -> None:
+    """It has the size, the width and the lengths: only its digest tells."""
+    build(
+        plain_entries(20), random_vectors(20, seed=1), tmp_path / "o", personas=(), surfaces=(), shard_rows=8
+    )
+    shutil.copy(tmp_path / "o" / FILES[1], folder)
+    with pytest.raises(IndexInvalid, match=r"shard-001\.f16: found sha256"):
         ShardedIndex.load(folder)
-    rewrite(folder, rows=0, items=0, shards=[])
-    assert len(ShardedIndex.load(folder)) == 0
-    assert read_layout(folder).personas == ("calm", "lively")
+    seal(folder)
+    ShardedIndex.load(folder)  # the control: nothing else would have
+
+
+def test_sharded_load_refuses_another_width_of_the_same_size(folder: Path) -> None:
+    set_field(folder, "dim", 19)
+    with pytest.raises(IndexInvalid, match="shard-000.f16 row 0: found numbers in the padding"):
+        ShardedIndex.load(folder)
+
+
+@pytest.mark.parametrize("placement", ["moon", "", "gpu:", "gpu:-1", "gpu:x", "gpu0", "GPU"])
+def test_sharded_load_refuses_an_unknown_placement(folder: Path, placement: str) -> None:
+    ShardedIndex.load(folder, placement="cpu")  # the control
+    with pytest.raises(ValueError, match="expected cpu, gpu or gpu:N"):
+        ShardedIndex.load(folder, placement=placement)
 
 
 # --- malformed queries -------------------------------------------------------------------------------------
@@ -342,40 +326,63 @@ def test_sharded_load_accepts_an_empty_index_only_when_told(folder: Path) -> Non
 
 @pytest.mark.parametrize("width", [DIM - 1, DIM + 1, 32, 0])
 def test_sharded_search_refuses_a_wrong_width(folder: Path, width: int) -> None:
-    index = ShardedIndex.load(folder)
+    some = ShardedIndex.load(folder)
     with pytest.raises(QueryInvalid, match="expected rows of width 20"):
-        index.search(np.ones(width, np.float32), 3)
+        some.search(np.ones(width, np.float32), 3)
     with pytest.raises(QueryInvalid, match="expected rows of width 20"):
-        index.search_many(np.ones((2, width), np.float32), 3)
+        some.search_many(np.ones((2, width), np.float32), 3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.0])
+def test_sharded_search_refuses_what_has_no_direction(folder: Path, value: float) -> None:
+    some, query = ShardedIndex.load(folder), np.ones(DIM, np.float32)
+    with pytest.raises(QueryInvalid, match="row 0: found"):
+        some.search(query * np.float32(value), 3)
+    with pytest.raises(QueryInvalid, match="found"):
+        some.search_many(np.stack([query, query * np.float32(value)]), 3)
 
 
 def test_sharded_search_refuses_swapped_verbs(folder: Path) -> None:
-    index = ShardedIndex.load(folder)
+    some = ShardedIndex.load(folder)
     with pytest.raises(QueryInvalid, match="pass one vector"):
-        index.search(np.ones((1, DIM), np.float32), 3)
+        some.search(np.ones((1, DIM), np.float32), 3)
     with pytest.raises(QueryInvalid, match="remedy: search"):
-        index.search_many(np.ones(DIM, np.float32), 3)
+        some.search_many(np.ones(DIM, np.float32), 3)
 
 
 def test_sharded_search_refuses_a_mask_of_another_index(folder: Path) -> None:
-    index = ShardedIndex.load(folder)
-    index.search(np.ones(DIM, np.float32), 3, mask=np.zeros(3, np.uint8))
-    with pytest.raises(QueryInvalid, match="expected 3 bytes in a row for 20 rows"):
-        index.search(np.ones(DIM, np.float32), 3, mask=np.zeros(2, np.uint8))
+    some, query = ShardedIndex.load(folder), np.ones(DIM, np.float32)
+    some.search(query, 3, mask=np.zeros(3, np.uint8))
+    for ask in (some.search, lambda *arguments, **options: some.search_many(query[None], 3, **options)):
+        with pytest.raises(QueryInvalid, match="expected 3 bytes in a row for 20 rows"):
+            ask(query, 3, mask=np.zeros(2, np.uint8))
 
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_sharded_search_refuses_k_below_one(folder: Path, k: int) -> None:
+    some, query = ShardedIndex.load(folder), np.ones(DIM, np.float32)
+    with pytest.raises(QueryInvalid, match=f"found {k}, expected at least 1"):
+        some.search(query, k)
+    with pytest.raises(QueryInvalid, match=f"found {k}, expected at least 1"):
+        some.search_many(query[None], k)
+
+
+def test_sharded_k_beyond_all_rows_costs_no_more_than_them(folder: Path) -> None:
+    assert len(ShardedIndex.load(folder).search(np.ones(DIM, np.float32), 1 << 60)) == 20
+
+
+# --- without asserts ---------------------------------------------------------------------------------------
 
 GUARDS = """
 import sys
 import numpy as np
-from pathlib import Path
 from index.search import QueryInvalid
-from index.shard import IndexInvalid
 from index.sharded import ShardedIndex
+from pathlib import Path
 
 if __debug__:
     sys.exit("not optimised: this proves nothing")
-folder = Path(sys.argv[1])
-index = ShardedIndex.load(folder)
+index = ShardedIndex.load(Path(sys.argv[1]))
 good = np.ones(20, np.float32)
 if len(index.search(good, 3)) != 3:
     sys.exit("the good query failed")
@@ -387,26 +394,15 @@ for bad in (good[:16], np.ones(32, np.float32), good * np.nan, good * np.inf, go
     sys.exit(f"accepted {bad!r}")
 try:
     index.search(good, 3, mask=np.zeros(1, np.uint8))
-    sys.exit("accepted a short mask")
 except QueryInvalid:
-    pass
-with open(folder / "shard-001.f16", "ab") as file:
-    file.write(b"x")
-try:
-    ShardedIndex.load(folder)
-except IndexInvalid:
     sys.exit(0)
-sys.exit("accepted a longer shard")
+sys.exit("accepted a short mask")
 """
 
 
 def test_sharded_guards_outlive_python_without_asserts(folder: Path) -> None:
-    root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-O", "-c", GUARDS, str(folder)],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
