@@ -71,12 +71,14 @@ class Turn(_message.Message):
     def __init__(self, role: _Optional[_Union[Role, str]] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Retrieval(_message.Message):
-    __slots__ = ("top_k", "avoid_ids")
+    __slots__ = ("top_k", "avoid_ids", "tags")
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     AVOID_IDS_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
     top_k: int
     avoid_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, top_k: _Optional[int] = ..., avoid_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, top_k: _Optional[int] = ..., avoid_ids: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class UnderstandRequest(_message.Message):
     __slots__ = ("request_id", "hypotheses", "context", "locale", "persona", "surface", "as_of", "annotators", "retrieval", "explain", "raw_scores")
@@ -205,8 +207,18 @@ class Versions(_message.Message):
     service: str
     def __init__(self, bundle: _Optional[str] = ..., vectorizer: _Optional[str] = ..., service: _Optional[str] = ...) -> None: ...
 
+class Route(_message.Message):
+    __slots__ = ("to", "name", "because")
+    TO_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BECAUSE_FIELD_NUMBER: _ClassVar[int]
+    to: str
+    name: str
+    because: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, to: _Optional[str] = ..., name: _Optional[str] = ..., because: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class UnderstandReply(_message.Message):
-    __slots__ = ("request_id", "phrase", "annotations", "replies", "versions", "timings_ns", "source", "hypothesis")
+    __slots__ = ("request_id", "phrase", "annotations", "replies", "versions", "timings_ns", "source", "hypothesis", "route")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PHRASE_FIELD_NUMBER: _ClassVar[int]
     ANNOTATIONS_FIELD_NUMBER: _ClassVar[int]
@@ -215,6 +227,7 @@ class UnderstandReply(_message.Message):
     TIMINGS_NS_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     HYPOTHESIS_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     phrase: str
     annotations: _containers.RepeatedCompositeFieldContainer[Annotation]
@@ -223,7 +236,8 @@ class UnderstandReply(_message.Message):
     timings_ns: Timings
     source: Source
     hypothesis: int
-    def __init__(self, request_id: _Optional[str] = ..., phrase: _Optional[str] = ..., annotations: _Optional[_Iterable[_Union[Annotation, _Mapping]]] = ..., replies: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., versions: _Optional[_Union[Versions, _Mapping]] = ..., timings_ns: _Optional[_Union[Timings, _Mapping]] = ..., source: _Optional[_Union[Source, str]] = ..., hypothesis: _Optional[int] = ...) -> None: ...
+    route: Route
+    def __init__(self, request_id: _Optional[str] = ..., phrase: _Optional[str] = ..., annotations: _Optional[_Iterable[_Union[Annotation, _Mapping]]] = ..., replies: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., versions: _Optional[_Union[Versions, _Mapping]] = ..., timings_ns: _Optional[_Union[Timings, _Mapping]] = ..., source: _Optional[_Union[Source, str]] = ..., hypothesis: _Optional[int] = ..., route: _Optional[_Union[Route, _Mapping]] = ...) -> None: ...
 
 class UnderstandBatchRequest(_message.Message):
     __slots__ = ("requests",)
