@@ -140,7 +140,7 @@ def verify(
     if load:
         from nlu import loading
 
-        engine = loading.load(bundle)
+        engine = loading.load(bundle, milvus=settings_for().milvus)
         out.print(f"{folder}: loads; canaries and golden phrases of {len(engine.fleet.names)} heads hold")
 
 

@@ -1,4 +1,4 @@
-"""`nlu index`: teach the queries where new replies stand."""
+"""`nlu index`: replies and how they are found; here, teaching queries where new replies stand."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from nlu.commands.build import add, block, build, remove
+from nlu.commands.milvus import push
 from nlu.commands.options import (
     BundleOption,
     JsonOption,
@@ -18,12 +20,19 @@ from nlu.commands.options import (
     settings_for,
     verified,
 )
+from nlu.commands.ranker import train_ranker
+from nlu.commands.retrieval import evaluate
 from nlu.progress import Bar
 
 if TYPE_CHECKING:
     from index.adapter import Spec
 
 app = typer.Typer(no_args_is_help=True, help="Replies, and how they are found.")
+for command in (build, add, remove, block):
+    app.command()(command)
+app.command()(evaluate)
+app.command()(push)
+app.command("train-ranker")(train_ranker)
 
 
 @app.callback()

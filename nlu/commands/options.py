@@ -51,7 +51,7 @@ def verified(folder: Path | None) -> Bundle:
 def load(folder: Path | None) -> Engine:
     from nlu import loading
 
-    return loading.load(verified(folder))
+    return loading.load(verified(folder), milvus=settings_for().milvus)
 
 
 def vectorizer_folder(folder: Path | None) -> Path:

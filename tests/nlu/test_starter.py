@@ -14,12 +14,30 @@ import pytest
 from annotators.annotator import Heard
 from annotators.fit import About
 from annotators.restore import spoken
+from index.replies import Hit, Replies
 from nlu import content, loading, starter
 from nlu.content import Content, Example
+from nlu.normalizer import normalize
 from nlu.starter import Starter
 from nlu.vectorizer import Vectorizer
 from statics.verify import verify
 from tests.tiny import CREATED, make_vectorizer
+
+ROUTES = """
+[[route]]
+name = "promotion"
+to = "promotion"
+when.reply.tag = ["promotion"]
+
+[[route]]
+name = "talk"
+to = "chitchat"
+when.head.scope.label = ["chitchat"]
+
+[[route]]
+name = "rest"
+to = "skill"
+"""
 
 
 def few(examples: Sequence[Example], labels: int, each: int) -> tuple[Example, ...]:
@@ -29,8 +47,10 @@ def few(examples: Sequence[Example], labels: int, each: int) -> tuple[Example, .
 
 
 @pytest.fixture(scope="module")
-def slice_of_content() -> Content:
+def slice_of_content(tmp_path_factory: pytest.TempPathFactory) -> Content:
     """Enough of everything to fit something on it."""
+    routes = tmp_path_factory.mktemp("content") / "routes.toml"
+    routes.write_text(ROUTES, encoding="utf-8")
     whole = content.load()
     talk = [example for example in whole.intents if example.group in ("smalltalk", "assistant")]
     persona = [reply for reply in whole.replies if reply.group == "persona"][:40]
@@ -42,6 +62,7 @@ def slice_of_content() -> Content:
         toxicity=few(whole.toxicity, 2, 24),
         contexts=few(whole.contexts, 3, 20),
         replies=(*persona, *promotions),
+        routes=routes,
     )
 
 
@@ -78,7 +99,7 @@ def test_starter_builds_a_bundle_that_loads_and_says_how_good_it_is(plain: tuple
     assert set(engine.fleet.heads["scope"].spec.labels) == {"chitchat", "command", "out_of_scope"}
     assert engine.replies is not None and engine.replies.personas == starter.PERSONAS
     assert engine.cold is not None and len(engine.cold) > 0
-    assert {row.head for row in built.table} == set(engine.fleet.names) - {"quick"}
+    assert {row.head for row in built.table} == {*engine.fleet.names, "routes"} - {"quick"}
     assert all(row.metrics["phrases"] > 0 for row in built.table)
     assert ("fitting heads", 9, 9) in steps
     phrase = "louder"
@@ -86,6 +107,58 @@ def test_starter_builds_a_bundle_that_loads_and_says_how_good_it_is(plain: tuple
         Heard.alone(phrase, engine.vectorizer.encode([phrase])[0]), wanted=frozenset({"quick"})
     )
     assert quick[0].labels[0].label == "louder"
+
+
+def test_starter_replies_carry_vectors_of_their_texts_and_what_heads_say(
+    plain: tuple[Starter, Steps],
+) -> None:
+    engine = loading.load(plain[0].bundle)
+    assert isinstance(engine.replies, Replies)
+    items = [engine.replies.items.reply(row) for row in range(0, len(engine.replies), 17)]
+    said = engine.replies.said([Hit(item, 1.0, row * 17) for row, item in enumerate(items)])
+    for item, vector in zip(items, said, strict=True):
+        phrase = normalize(item.text).text
+        own = engine.vectorizer.encode([phrase])[0]
+        assert vector @ own.sentence > 0.999
+        best = {
+            answer.name: answer.labels[0]
+            for answer in engine.fleet.annotate(Heard.alone(phrase, own))
+            if answer.labels
+        }
+        for head in ("emotion", "toxicity"):
+            stored = next(judged for judged in item.labels if judged.head == head)
+            assert stored.score == pytest.approx(best[head].score, abs=1e-2)  # heads are stored in float16
+
+
+def test_starter_measures_its_routes_on_what_is_held_out(
+    slice_of_content: Content, plain: tuple[Starter, Steps]
+) -> None:
+    """Against a twin of this table, which goes by the scope alone."""
+    engine = loading.load(plain[0].bundle)
+    assert engine.routes is not None and [rule.to for rule in engine.routes.rules] == [
+        "promotion",
+        "chitchat",
+        "skill",
+    ]
+    given = slice_of_content
+    led = [
+        (e.text, {"smalltalk": "chitchat", "assistant": "persona"}.get(e.group, "skill"), e)
+        for e in given.intents
+    ]
+    led += [(e.text, "chitchat", e) for e in given.emotions if e.label != "neutral"]
+    led += [(e.text, "out_of_scope", e) for e in given.out_of_scope]
+    prompts = dict.fromkeys((p, r.topic) for r in given.replies if r.group == "persona" for p in r.prompts)
+    led += [(prompt, "persona", Example(prompt, topic)) for prompt, topic in prompts]
+    asked = [(text.lower(), to) for text, to, example in led if example.held_out]
+    right = 0
+    for (text, to), encoding in zip(
+        asked, engine.vectorizer.encode([text for text, _ in asked]), strict=True
+    ):
+        scope = engine.fleet.annotate(Heard.alone(text, encoding), wanted=frozenset({"scope"}))[0].labels[0]
+        right += to == ("chitchat" if scope.accepted and scope.label == "chitchat" else "skill")
+    [row] = [row for row in plain[0].table if row.head == "routes"]
+    assert row.metrics == {"accuracy": right / len(asked), "phrases": len(asked)}
+    assert 0 < right < len(asked)
 
 
 def test_starter_keeps_held_out_phrases_out_of_training(
@@ -115,7 +188,7 @@ def test_starter_learns_from_public_data_and_keeps_none_of_it(public: tuple[Star
     assert set(fleet.heads["slots_services"].spec.labels) == {"artist", "when"}
     assert set(fleet.heads["entities"].spec.labels) == {"person", "place", "organisation"}
     assert {"Aa", "?", "."} <= set(fleet.heads["punctuation"].spec.labels)
-    for row in built.table:
+    for row in (row for row in built.table if row.head != "routes"):
         reported = fleet.heads[row.head].spec.metrics
         assert reported[f"{row.tested_on}: phrases"] == row.metrics["phrases"]
     held = [path.read_bytes() for path in built.bundle.path.rglob("*") if path.is_file()]

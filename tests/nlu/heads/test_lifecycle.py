@@ -18,7 +18,7 @@ from nlu.canaries import FILE as CANARIES
 from nlu.errors import EngineRefused
 from nlu.heads import lifecycle
 from nlu.heads.lifecycle import Refused
-from nlu.ranker import FEATURES
+from nlu.ranker import Ranker
 from statics.bundle import Bundle, build, diff
 from statics.errors import FingerprintMismatch
 from statics.signing import Keyring, generate_key, key_id
@@ -238,8 +238,7 @@ def test_lifecycle_refuses_before_anything_is_written(
 
 def test_lifecycle_moves_other_parts_by_their_folders_name(tiny: Made, tmp_path: Path) -> None:
     ranker = tmp_path / "ranker.linear"
-    ranker.mkdir()
-    (ranker / "ranker.json").write_text(json.dumps({"weights": dict.fromkeys(FEATURES, 0.5)}))
+    Ranker.linear({"similarity": 0.5}).save(ranker)
     more = lifecycle.add(tiny.bundle, ranker, tmp_path / "more")
     assert differing(tiny.bundle, more) == {"ranker.linear": "added"}
     less = lifecycle.remove(more, "ranker.linear", tmp_path / "less")
