@@ -85,7 +85,7 @@ def say(
     surface: Annotated[str, typer.Option(help="Where the reply will be said.")] = "",
     as_of: Annotated[str, typer.Option(help="The clock promotions go by, e.g. 2026-12-24T18:00:00Z.")] = "",
     replies: Annotated[int, typer.Option(help="How many replies.")] = 5,
-    explain: Annotated[bool, typer.Option(help="Thresholds and ranking features too.")] = False,
+    explain: Annotated[bool, typer.Option(help="Thresholds, ranking features and tried routes too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say something and see what was understood."""

@@ -91,6 +91,7 @@ class Content:
     toxicity: tuple[Example, ...]
     contexts: tuple[Example, ...]
     replies: tuple[ReplyLine, ...]
+    routes: Path | None = None  # routes.toml; None: the bundle gets no table of routes
 
     def phrases(self) -> list[str]:
         """Every distinct phrase a user may say, in file order."""
@@ -104,6 +105,7 @@ class Content:
 def load(folder: Path | None = None) -> Content:
     """Parse the content folder (default: the one shipped with the package); raises ContentInvalid."""
     root = folder or Path(str(files("statics") / "starter"))
+    routes = root / "routes.toml"
     return Content(
         intents=tuple(e for path in sorted((root / "intents").glob("*.txt")) for e in read_labelled(path)),
         out_of_scope=tuple(read_labelled(root / "out_of_scope.txt", label="out_of_scope")),
@@ -111,6 +113,7 @@ def load(folder: Path | None = None) -> Content:
         toxicity=tuple(read_labelled(root / "toxicity.txt")),
         contexts=tuple(_contexts(root / "contexts.tsv")),
         replies=tuple(line for path in sorted((root / "replies").glob("*.toml")) for line in _replies(path)),
+        routes=routes if routes.exists() else None,
     )
 
 

@@ -224,7 +224,7 @@ def _examined(settings: Settings) -> Iterator[Finding]:
     try:
         found = find_bundle(settings)
         verified = time.perf_counter()
-        engine = loading.load(found)
+        engine = loading.load(found, milvus=settings.milvus)
     except (StaticsError, EngineRefused) as error:
         yield Finding(
             "bundle", "bad", str(error), "nlu bundle verify says more; name, publish or pull a whole bundle"

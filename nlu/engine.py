@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from annotators.fleet import Fleet
 from index.adapter import Adapter
-from index.replies import Replies
+from index.replies import Retriever
 from nlu.cold import ColdTable
 from nlu.ranker import Ranker
+from nlu.routes import Routes
 from nlu.types import DescribedHead, DescribedPart, Description, Versions
 from nlu.vectorizer import Vectorizer
 from statics.bundle import Bundle
@@ -22,9 +23,10 @@ class Engine:
     versions: Versions
     vectorizer: Vectorizer
     fleet: Fleet
-    replies: Replies | None
+    replies: Retriever | None
     adapter: Adapter | None  # moves a query before the search, and nothing else
     ranker: Ranker
+    routes: Routes | None
     cold: ColdTable | None
     parts: dict[str, object]  # component digest -> loaded part, for the next load to reuse
 

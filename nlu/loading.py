@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,13 +17,15 @@ from annotators.annotator import Heard, HeardTurn
 from annotators.fleet import Fleet
 from annotators.table import Head
 from index.adapter import Adapter
-from index.replies import Replies
+from index.layout import INDEX_FILE
+from index.replies import Replies, Retriever
 from nlu import canaries
 from nlu.cold import ColdTable
 from nlu.engine import Engine
 from nlu.errors import EngineRefused, VectorizerRefused
 from nlu.normalizer import normalize
-from nlu.ranker import DEFAULT_WEIGHTS, Ranker
+from nlu.ranker import Ranker
+from nlu.routes import Routes
 from nlu.types import Versions
 from nlu.vectorizer import Vectorizer
 from statics.bundle import Bundle
@@ -40,8 +43,18 @@ WARM_UP = (
 )
 
 
-def load(bundle: Bundle, *, before: Engine | None = None) -> Engine:
-    """Load a verified bundle; raises EngineRefused where its parts do not belong together."""
+def load(
+    bundle: Bundle,
+    *,
+    before: Engine | None = None,
+    placement: str = "cpu",
+    milvus: tuple[str, str] = ("", ""),
+) -> Engine:
+    """Load a verified bundle; raises EngineRefused where its parts do not belong together.
+
+    `placement` is where the vectors of replies are searched: cpu, gpu or gpu:N. `milvus` is the address and the token
+    of the server that a bundle may point to instead.
+    """
     loader = _Loader(bundle, {} if before is None else before.parts)
     vectorizer = loader.one("vectorizer", _vectorizer)
     if vectorizer is None:
@@ -60,14 +73,18 @@ def load(bundle: Bundle, *, before: Engine | None = None) -> Engine:
         for kind in ("head", "shadow")
     )
     fleet = Fleet(heads, shadows)
+    replies = _checked_width(
+        loader.one("index", partial(load_replies, placement=placement, milvus=milvus)), vectorizer
+    )
     engine = Engine(
         bundle=bundle,
         versions=Versions(bundle.digest, vectorizer.fingerprint, service_version()),
         vectorizer=vectorizer,
         fleet=fleet,
-        replies=_checked_width(loader.one("index", Replies.load), vectorizer),
+        replies=replies,
         adapter=_checked_adapter(loader.one("adapter", Adapter.load), vectorizer),
-        ranker=loader.one("ranker", Ranker.load) or Ranker(DEFAULT_WEIGHTS),
+        ranker=checked_ranker(loader.one("ranker", Ranker.load) or Ranker.linear(), fleet, vectorizer),
+        routes=_checked_routes(loader.one("routes", Routes.load), fleet, replies),
         cold=_checked_fingerprint(loader.one("cold", ColdTable), vectorizer),
         parts=loader.parts,
     )
@@ -121,6 +138,29 @@ class _Loader:
 
 def _vectorizer(folder: Path) -> Vectorizer:
     return Vectorizer(folder)
+
+
+def load_replies(folder: Path, *, placement: str, milvus: tuple[str, str]) -> Retriever:
+    """The replies in this folder, or those in Milvus that it points to."""
+    if not _points_to_milvus(folder):
+        return Replies.load(folder, placement=placement)
+    try:
+        from index.milvus import MilvusReplies
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"found no module {error.name}, expected the 'milvus' extra; pip install 'chorus-nlu[milvus]'"
+        ) from error
+    uri, token = milvus
+    return MilvusReplies.load(folder, uri=uri, token=token, vectorizer=canaries.made_for(folder) or "")
+
+
+def _points_to_milvus(folder: Path) -> bool:
+    """Whether an index part holds no replies but says where they are."""
+    try:
+        spec = json.loads((folder / INDEX_FILE).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(spec, dict) and spec.get("kind") == "milvus"
 
 
 def _head(folder: Path) -> Head:
@@ -200,7 +240,7 @@ def _check_golden(head: Head, vectorizer: Vectorizer) -> None:
             )
 
 
-def _checked_width(replies: Replies | None, vectorizer: Vectorizer) -> Replies | None:
+def _checked_width(replies: Retriever | None, vectorizer: Vectorizer) -> Retriever | None:
     if replies is not None and replies.dim != vectorizer.dim:
         raise EngineRefused(
             "index",
@@ -222,6 +262,43 @@ def _checked_adapter(adapter: Adapter | None, vectorizer: Vectorizer) -> Adapter
             remedy="make it again with `nlu index adapt` on this bundle",
         )  # fmt: skip
     return adapter
+
+
+def checked_ranker(ranker: Ranker, fleet: Fleet, vectorizer: Vectorizer) -> Ranker:
+    """The ranker, or EngineRefused where it was made for another vectorizer or looks at labels that are not there."""
+    requires = ranker.spec.requires
+    if requires is not None and requires.vectorizer != vectorizer.fingerprint:
+        raise EngineRefused(
+            "ranker", found=f"trained on vectorizer {requires.vectorizer}", expected=vectorizer.fingerprint,
+            remedy="train it again with `nlu index train-ranker` on this bundle",
+        )  # fmt: skip
+    for feature, head, label in ranker.features.labels:
+        if head not in fleet.heads or label not in fleet.heads[head].spec.labels:
+            raise EngineRefused(
+                "ranker",
+                found=f"feature {feature!r}, of a label that this bundle does not have",
+                expected=f"labels of its heads, {', '.join(fleet.names)}",
+                remedy="train it again with `nlu index train-ranker` on this bundle, or add the head",
+            )
+    return ranker
+
+
+def _checked_routes(routes: Routes | None, fleet: Fleet, replies: Retriever | None) -> Routes | None:
+    if routes is not None:
+        routes.check(
+            {name: head.spec for name, head in fleet.heads.items()},
+            carried=partial(_carried, replies),
+            personas=() if replies is None else replies.personas,
+            surfaces=() if replies is None else replies.surfaces,
+        )
+    return routes
+
+
+def _carried(replies: Retriever | None, tag: str) -> bool:
+    """Whether any reply has this tag; where replies are kept elsewhere, the table is taken at its word."""
+    if isinstance(replies, Replies):
+        return bool(replies.items.with_tag(tag).any())
+    return replies is not None
 
 
 def _checked_fingerprint(cold: ColdTable | None, vectorizer: Vectorizer) -> ColdTable | None:

@@ -51,6 +51,9 @@ STAGES = StageTimes()
 REGISTRY.register(STAGES)
 ENCODINGS = Counter("nlu_encodings", "Encodings by where they came from.", ["source"], registry=REGISTRY)
 KNOWN = Counter("nlu_known_answers", "Answers given again, without any computation.", registry=REGISTRY)
+SEARCHES_FAILED = Counter(
+    "nlu_searches_failed", "Answers without replies, because these could not be reached.", registry=REGISTRY
+)
 ANNOTATIONS = Counter(
     "nlu_annotations_not_ok", "Annotations that were not ok.", ["head", "status"], registry=REGISTRY
 )

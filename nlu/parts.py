@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from nlu import canaries
+from nlu.ranker import MODEL_FILE
 from nlu.vectorizer import fingerprint
 from statics.bundle import Part
 
-KINDS = ("vectorizer", "head", "index", "cold", "ranker", "shadow", "adapter")
+KINDS = ("vectorizer", "head", "index", "cold", "ranker", "shadow", "adapter", "routes")
 
 
 def collect(folder: Path) -> list[Part]:
@@ -31,7 +32,8 @@ def part(folder: Path) -> Part:
     if kind == "vectorizer":
         return Part(kind, name, folder, provides={"vectorizer": fingerprint(folder)})
     made_for = canaries.made_for(folder)
-    if made_for is None and kind != "ranker":
+    by_hand = kind == "routes" or (kind == "ranker" and not (folder / MODEL_FILE).exists())
+    if made_for is None and not by_hand:
         raise ValueError(
             f"{folder}: found no {canaries.FILE}, expected the canaries of its vectorizer; build the part again"
         )

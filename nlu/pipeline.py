@@ -14,12 +14,13 @@ from nlu import metrics, shadow
 from nlu.cache import EncodingCache
 from nlu.engine import Engine
 from nlu.errors import InvalidInput
+from nlu.features import Situation, Turn
 from nlu.lru import Lru
 from nlu.normalizer import Phrase, normalize
-from nlu.types import Candidate, Reply, Source, Timings, Utterance
+from nlu.routes import Facts
+from nlu.types import Candidate, Reply, Route, Source, Timings, Utterance
 
 _HITS_PER_REPLY = 4  # the ranker chooses among this many times as many hits as replies are wanted
-_INLINE_ROWS = 20_000  # an index beyond this is searched on a thread, so that it never holds up other callers
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,15 @@ class Pipeline:
         annotations = answered.live
         annotated = time.perf_counter_ns()
 
-        hits = await self._search(utterance, encodings[heard.best])
+        nearest = await self._search(utterance, encodings[heard.best])
+        hits = nearest or []
         searched = time.perf_counter_ns()
 
-        replies = self._rank(utterance, hits, annotations)
+        situation = Situation(
+            phrases[heard.best].text, encodings[heard.best].sentence, annotations, _turns(utterance, heard)
+        )
+        replies = self._rank(utterance, hits, situation)
+        route = self._route(utterance, annotations, hits, replies)
         ranked = time.perf_counter_ns()
 
         timings = Timings(
@@ -87,6 +93,8 @@ class Pipeline:
             versions=engine.versions,
             timings=timings,
             source=found[heard.best][1],
+            route=route,
+            searched=nearest is not None,
         )
 
     async def encode(
@@ -140,7 +148,8 @@ class Pipeline:
         computed = iter(fresh)
         return [next(computed) if hit is None else hit for hit in near]
 
-    async def _search(self, utterance: Utterance, encoding: Encoding) -> list[Hit]:
+    async def _search(self, utterance: Utterance, encoding: Encoding) -> list[Hit] | None:
+        """Replies to choose among; None where they could not be searched."""
         replies, adapter, k = self.engine.replies, self.engine.adapter, utterance.retrieval.top_k
         if replies is None or not k:
             return []
@@ -157,19 +166,47 @@ class Pipeline:
                 surface=utterance.surface or None,
                 as_of=utterance.as_of or datetime.now(UTC),
                 avoid=utterance.retrieval.avoid,
+                tags=utterance.retrieval.tags,
             )
 
-        if len(replies) <= _INLINE_ROWS:
+        if replies.quick:
             return search()
-        return await asyncio.to_thread(search)
+        try:
+            return await asyncio.to_thread(search)
+        except ConnectionError:  # replies kept elsewhere; what was understood is an answer without them too
+            metrics.SEARCHES_FAILED.inc()
+            return None
 
-    def _rank(
-        self, utterance: Utterance, hits: Sequence[Hit], annotations: Sequence[Annotation]
-    ) -> tuple[Candidate, ...]:
-        said = frozenset(turn.text.casefold() for turn in utterance.context if turn.role == "assistant")
+    def _rank(self, utterance: Utterance, hits: Sequence[Hit], situation: Situation) -> tuple[Candidate, ...]:
+        replies = self.engine.replies
+        if replies is None:
+            return ()
         return self.engine.ranker.rank(
-            hits, annotations, said, k=utterance.retrieval.top_k, explain=utterance.explain
+            hits,
+            situation,
+            replies.said,
+            k=utterance.retrieval.top_k,
+            explain=utterance.explain,
         )
+
+    def _route(
+        self,
+        utterance: Utterance,
+        annotations: Sequence[Annotation],
+        hits: Sequence[Hit],
+        replies: Sequence[Candidate],
+    ) -> Route | None:
+        engine = self.engine
+        if engine.routes is None:
+            return None
+        facts = Facts(
+            heads={annotation.name: annotation for annotation in annotations},
+            best=next((hit for hit in hits if hit.item.id == replies[0].id), None) if replies else None,
+            personas=() if engine.replies is None else engine.replies.personas,
+            surface=utterance.surface,
+            locale=utterance.locale,
+        )
+        return engine.routes.take(facts, explain=utterance.explain)
 
 
 def _or_raise(answer: tuple[Encoding, Source] | BaseException) -> tuple[Encoding, Source]:
@@ -193,6 +230,14 @@ def _heard(utterance: Utterance, phrases: Sequence[Phrase], encodings: Sequence[
             HeardTurn(turn.role, encoding)
             for turn, encoding in zip(utterance.context, encodings[count:], strict=True)
         ),
+    )
+
+
+def _turns(utterance: Utterance, heard: Heard) -> tuple[Turn, ...]:
+    """The turns before, as they were said, with their vectors."""
+    return tuple(
+        Turn(turn.role, turn.text, encoded.encoding.sentence)
+        for turn, encoded in zip(utterance.context, heard.context, strict=True)
     )
 
 

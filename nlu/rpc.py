@@ -147,8 +147,9 @@ class NluServicer:
             metrics.KNOWN.inc()
             return wire.given_again(kept, request.request_id, time.perf_counter_ns() - began)
         utterance = wire.utterance(request, as_of=as_of)
-        message = wire.reply_message(await pipeline.understand(utterance, deadline=deadline), utterance)
-        keepable = None if answers is None else wire.keepable(message)
+        reply = await pipeline.understand(utterance, deadline=deadline)
+        message = wire.reply_message(reply, utterance)
+        keepable = None if answers is None or not reply.searched else wire.keepable(message)
         if answers is not None and keepable is not None:
             answers.put(question, keepable, len(question) + len(keepable) + _ANSWER_OVERHEAD)
         return message.SerializeToString()

@@ -29,6 +29,9 @@ class Settings(BaseSettings):
 
     redis: SecretStr = SecretStr("")  # redis://:password@host:6379/0; empty: no shared cache
     cache_secret: SecretStr = SecretStr("")  # authenticates values in a Redis that others can write to
+    milvus_uri: str = ""  # http://host:19530; only for a bundle whose replies live there
+    milvus_token: SecretStr = SecretStr("")  # user:password or an API key
+    index_placement: str = "cpu"  # or gpu (all in turn), gpu:0, ...: where vectors of replies are searched
     lru_bytes: int = Field(64 * 2**20, ge=0)  # about 10,000 phrases with token vectors
     answers_bytes: int = Field(16 * 2**20, ge=0)  # about 6,000 whole answers; 0 computes every answer anew
 
@@ -42,6 +45,11 @@ class Settings(BaseSettings):
     shadow_sample_rows: int = Field(1000, ge=1)  # the newest are kept
     persona: str = "calm"  # for callers that name none; ignored where the bundle does not have it
     log_level: str = "INFO"
+
+    @property
+    def milvus(self) -> tuple[str, str]:
+        """Address and token."""
+        return self.milvus_uri, self.milvus_token.get_secret_value()
 
     @model_validator(mode="after")
     def _needs_keys(self) -> Settings:

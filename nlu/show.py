@@ -21,6 +21,7 @@ def reply_json(reply: pb.UnderstandReply) -> dict[str, Any]:
         "phrase": reply.phrase,
         "annotations": [_annotation_json(annotation) for annotation in reply.annotations],
         "replies": [_candidate_json(candidate) for candidate in reply.replies],
+        **({"route": _route_json(reply.route)} if reply.HasField("route") else {}),
         "versions": {
             "bundle": reply.versions.bundle,
             "vectorizer": reply.versions.vectorizer,
@@ -72,6 +73,10 @@ def _candidate_json(candidate: pb.Candidate) -> dict[str, Any]:
     return shown
 
 
+def _route_json(route: pb.Route) -> dict[str, Any]:
+    return {"to": route.to, "name": route.name, **({"because": list(route.because)} if route.because else {})}
+
+
 def reply_page(reply: pb.UnderstandReply, text: str) -> RenderableType:
     """Annotations and replies as tables, spans marked in the text they were found in."""
     heads = Table(box=None, pad_edge=False, show_header=False)
@@ -80,6 +85,10 @@ def reply_page(reply: pb.UnderstandReply, text: str) -> RenderableType:
     replies = Table(box=None, pad_edge=False, show_header=False)
     for candidate in reply.replies:
         replies.add_row(f"{candidate.score:.2f}", candidate.text, Text(candidate.id, style="dim"))
+    route: list[RenderableType] = []
+    if reply.HasField("route"):
+        because = [Text(f"  {line}", style="dim") for line in reply.route.because]
+        route = [Text(), Text(f"route {reply.route.to}: {reply.route.name}", style="bold"), *because]
     timings = reply.timings_ns
     footer = (
         f"{timings.total / _MILLION:.2f} ms: encode {timings.encode / _MILLION:.2f} "
@@ -88,7 +97,14 @@ def reply_page(reply: pb.UnderstandReply, text: str) -> RenderableType:
         f"   bundle {reply.versions.bundle[:12]}, vectorizer {reply.versions.vectorizer[:12]}"
     )
     return Group(
-        Text(reply.phrase, style="bold"), Text(), heads, Text(), replies, Text(), Text(footer, style="dim")
+        Text(reply.phrase, style="bold"),
+        Text(),
+        heads,
+        Text(),
+        replies,
+        *route,
+        Text(),
+        Text(footer, style="dim"),
     )
 
 

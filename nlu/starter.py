@@ -35,9 +35,13 @@ from annotators.sentence import SentenceHead
 from annotators.table import Head
 from index.build import Entry
 from index.build import build as build_index
-from nlu import canaries, cold, parts, public_data, ranker
+from nlu import canaries, cold, parts, public_data
 from nlu.content import Content, Example
 from nlu.normalizer import normalize
+from nlu.ranker import Ranker
+from nlu.retrieval.judge import Judge
+from nlu.routes import FILE as ROUTES_FILE
+from nlu.routes import Facts, Routes
 from nlu.vectorizer import Vectorizer
 from statics import version
 from statics.bundle import Bundle
@@ -49,6 +53,7 @@ T = TypeVar("T")
 PERSONAS = ("calm", "lively")
 SURFACES = ("speaker", "tv", "phone", "car")
 _CHITCHAT_GROUPS = ("smalltalk", "assistant")
+_LEADS_TO = {"smalltalk": "chitchat", "assistant": "persona"}  # groups of intents; all others to a skill
 _COLD_GROUPS = (*_CHITCHAT_GROUPS, "control")
 
 # GoEmotions' labels as the authored ones; the rest of its 28 have no counterpart and are left out.
@@ -179,11 +184,14 @@ def build(
         scratch = Path(folder)
         for head in heads:
             _reported(head, table).save(scratch / f"head.{head.spec.name}")
-        _make_index(content, vectors, scratch / "index.chitchat")
+        judge = Judge(heads, vectorizer.fingerprint)
+        _make_index(content, judge, vectors, scratch / "index.chitchat")
         _make_cold(content, vectors, vectorizer, scratch / "cold.phrases")
         for part in scratch.iterdir():
             canaries.write(part, vectorizer)
-        _make_ranker(scratch / "ranker.linear")
+        Ranker.linear().save(scratch / "ranker.linear")
+        if content.routes is not None:
+            table.append(_make_routes(content, content.routes, heads, vectors, scratch / "routes.main"))
         shutil.copytree(vectorizer_folder, scratch / "vectorizer.sentence")
         bundle = build_bundle(
             parts.collect(scratch),
@@ -556,9 +564,13 @@ def _quick_commands(about: About) -> Head:
     return RulesHead(spec)
 
 
-def _make_index(content: Content, vectors: Vectors, folder: Path) -> None:
-    entries, prompts = [], []
-    for reply in content.replies:
+def _make_index(content: Content, judge: Judge, vectors: Vectors, folder: Path) -> None:
+    """What `nlu index build` would make of the authored replies; they are ours, so none is blocked."""
+    texts = [normalize(reply.text).text for reply in content.replies]
+    vectors.learn("replies", texts, tokens=False)
+    opinions = judge(vectors.sentences(texts))
+    entries, prompts, said = [], [], []
+    for reply, text, opinion in zip(content.replies, texts, opinions, strict=True):
         for prompt in reply.prompts:
             entries.append(
                 Entry(
@@ -570,11 +582,15 @@ def _make_index(content: Content, vectors: Vectors, folder: Path) -> None:
                     valid_from=reply.valid_from,
                     valid_until=reply.valid_until,
                     emotion=reply.emotion,
-                    tags=(reply.topic,),
+                    tags=(reply.topic, reply.group),
+                    labels=opinion.labels,
                 )
             )
             prompts.append(normalize(prompt).text)
-    build_index(entries, vectors.sentences(prompts), folder, personas=PERSONAS, surfaces=SURFACES)
+            said.append(text)
+    build_index(
+        entries, vectors.sentences(prompts), folder, personas=PERSONAS, surfaces=SURFACES, said=vectors.sentences(said)
+    )  # fmt: skip
 
 
 def _make_cold(content: Content, vectors: Vectors, vectorizer: Vectorizer, folder: Path) -> None:
@@ -591,11 +607,37 @@ def _make_cold(content: Content, vectors: Vectors, vectorizer: Vectorizer, folde
     )
 
 
-def _make_ranker(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    (folder / ranker.FILE).write_text(
-        json.dumps({"weights": ranker.DEFAULT_WEIGHTS}, indent=1, sort_keys=True) + "\n"
+def _make_routes(content: Content, table: Path, heads: Sequence[Head], vectors: Vectors, folder: Path) -> Row:
+    """The authored table as a part, and how often it sends held-out phrases where they were written to go."""
+    folder.mkdir()
+    shutil.copyfile(table, folder / ROUTES_FILE)
+    routes = Routes.load(folder)
+    routes.check(
+        {head.spec.name: head.spec for head in heads},
+        carried={reply.topic for reply in content.replies}.__contains__,
+        personas=PERSONAS,
+        surfaces=SURFACES,
     )
+    fleet, examples = Fleet(heads), _held_out(_led(content))
+    right = 0
+    for example, phrase in zip(examples, _phrases(examples), strict=True):
+        answers = {answer.name: answer for answer in fleet.annotate(Heard.alone(phrase, vectors[phrase]))}
+        # Without replies: every prompt is in the index, so what is held out of training would be found there word for word.
+        facts = Facts(answers, best=None, personas=PERSONAS, surface="", locale="")
+        right += routes.take(facts).to == example.label
+    measured = {"accuracy": right / len(examples), "phrases": float(len(examples))}
+    return Row("routes", _OURS, "starter dev", measured)
+
+
+def _led(content: Content) -> list[Example]:
+    """Authored phrases by where they should lead."""
+    moods = [example for example in content.emotions if example.label != "neutral"]
+    return [
+        *(_relabelled(e, _LEADS_TO.get(e.group, "skill")) for e in content.intents),
+        *(_relabelled(e, "chitchat") for e in moods),
+        *(_relabelled(e, "persona") for e in _topics(content)),
+        *content.out_of_scope,
+    ]
 
 
 def _topics(content: Content) -> list[Example]:

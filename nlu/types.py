@@ -10,6 +10,7 @@ from typing import Literal
 from annotators.annotator import Annotation
 
 Role = Literal["user", "assistant"]
+RouteTo = Literal["skill", "persona", "promotion", "chitchat", "clarify", "out_of_scope"]
 
 
 class Source(Enum):
@@ -44,6 +45,7 @@ class Retrieval:
 
     top_k: int = 5
     avoid: frozenset[str] = frozenset()
+    tags: frozenset[str] = frozenset()  # only replies that carry one of these; empty: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,15 @@ class Candidate:
     similarity: float
     prompt: str
     features: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What is to happen next, by the bundle's table. `because` is filled only when an explanation was asked for."""
+
+    to: RouteTo
+    name: str
+    because: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +118,8 @@ class Reply:
     versions: Versions
     timings: Timings
     source: Source
+    route: Route | None = None  # None: the bundle has no table of routes
+    searched: bool = True  # False: replies are kept elsewhere, and could not be reached
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from nlu.types import (
     Reply,
     Retrieval,
     Role,
+    Route,
     Source,
     Turn,
     Utterance,
@@ -32,6 +33,7 @@ MAX_CONTEXT_TURNS = 16
 MAX_BATCH = 32
 MAX_TOP_K = 50
 MAX_AVOID = 500
+MAX_TAGS = 20
 MAX_NAME = 64
 DEFAULT_TOP_K = 5
 
@@ -79,6 +81,7 @@ def utterance(request: pb.UnderstandRequest, *, as_of: datetime) -> Utterance:
     _count("context", len(request.context), MAX_CONTEXT_TURNS)
     _count("annotators", len(request.annotators), MAX_NAME)
     _count("retrieval.avoid_ids", len(request.retrieval.avoid_ids), MAX_AVOID)
+    _count("retrieval.tags", len(request.retrieval.tags), MAX_TAGS)
     for name in ("request_id", "locale", "persona", "surface"):
         if len(getattr(request, name)) > MAX_NAME:
             raise InvalidInput(
@@ -168,6 +171,7 @@ def reply_message(reply: Reply, said: Utterance) -> pb.UnderstandReply:
         ),
         source=_SOURCES[reply.source],
         hypothesis=reply.hypothesis,
+        route=None if reply.route is None else _route(reply.route),
     )
 
 
@@ -263,7 +267,7 @@ def _clock(request: pb.UnderstandRequest) -> datetime:
 def _retrieval(retrieval: pb.Retrieval) -> Retrieval:
     top_k = retrieval.top_k if retrieval.HasField("top_k") else DEFAULT_TOP_K
     _count("retrieval.top_k", top_k, MAX_TOP_K)
-    return Retrieval(top_k, frozenset(retrieval.avoid_ids))
+    return Retrieval(top_k, frozenset(retrieval.avoid_ids), frozenset(retrieval.tags))
 
 
 def _count(field: str, found: int, at_most: int, *, at_least: int = 0) -> None:
@@ -304,6 +308,10 @@ def _label(label: Label, said: Utterance) -> pb.Label:
     if said.explain:
         message.threshold = label.threshold
     return message
+
+
+def _route(route: Route) -> pb.Route:
+    return pb.Route(to=route.to, name=route.name, because=route.because)
 
 
 def _candidate(candidate: Candidate, said: Utterance) -> pb.Candidate:

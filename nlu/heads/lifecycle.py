@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from nlu import loading
 from nlu import parts as folders
+from nlu.settings import Settings
 from statics.bundle import Bundle, Part, build
 
 # What a shadow provides that used to be live: the way back from the head that took its place, named by its digest.
@@ -162,5 +163,5 @@ def _next(bundle: Bundle, parts: Mapping[str, Part], out: Path, signing_key: Key
         expires=manifest.expires,
         requires_service=manifest.requires_service,
         signing_key=signing_key,
-        check=loading.load,
+        check=lambda bundle: loading.load(bundle, milvus=Settings().milvus),
     )
