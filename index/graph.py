@@ -8,6 +8,7 @@ numbers it is given, so a bad link would be a read from anywhere.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ def build_graph(
     """Links all rows `[rows, padded]` and writes both files. The same rows give the same bytes, on any number of cores."""
     index = _faiss.IndexHNSWSQ(rows.shape[1], _faiss.ScalarQuantizer.QT_fp16, m, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = ef_construction
+    faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))  # a search on this thread may have left it at one
     for first in range(0, len(rows), ADD_ROWS):
         index.add(rows[first : first + ADD_ROWS].astype(np.float32))
         progress(min(first + ADD_ROWS, len(rows)), len(rows))

@@ -287,10 +287,11 @@ def _checked_routes(routes: Routes | None, fleet: Fleet, replies: Retriever | No
     if routes is not None:
         routes.check(
             {name: head.spec for name, head in fleet.heads.items()},
-            carried=partial(_carried, replies),
             personas=() if replies is None else replies.personas,
             surfaces=() if replies is None else replies.surfaces,
         )
+        for told in routes.idle(partial(_carried, replies)):
+            logger.warning("%s", told)
     return routes
 
 

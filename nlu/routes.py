@@ -195,21 +195,26 @@ class Routes:
         self,
         heads: Mapping[str, Spec],
         *,
-        carried: Callable[[str], bool],
         personas: Sequence[str],
         surfaces: Sequence[str],
     ) -> None:
-        """Refuse whatever this bundle's heads and index do not know: such a rule could never match. `carried` tells whether
-        any reply has a tag. Raises EngineRefused."""
+        """Refuse whatever this bundle's heads and index do not know: such a rule could never match. Raises EngineRefused."""
         for number, rule in enumerate(self.table.route, 1):
             when, part = rule.when, _part(self.where, number, rule.name)
             for name, says in when.head.items():
                 _check_known(part, "head", (name,), heads)
                 _check_head(part, heads[name], says)
             if when.reply is not None:
-                _check_carried(part, when.reply.tag or (), carried)
                 _check_known(part, "reply.persona", when.reply.persona, personas)
             _check_known(part, "surface", when.surface, surfaces)
+
+    def idle(self, carried: Callable[[str], bool]) -> Iterator[str]:
+        """What to tell of rules whose tags no reply has, which `carried` knows: no error, for replies come and go."""
+        for number, rule in enumerate(self.table.route, 1):
+            if rule.when.reply is not None:
+                for tag in rule.when.reply.tag or ():
+                    if not carried(tag):
+                        yield f"{_part(self.where, number, rule.name)}: no reply of the index carries the tag {tag!r}"
 
     def take(self, facts: Facts, *, explain: bool = False) -> Route:
         """The first rule whose conditions all hold. With `explain`, a line for each rule that was tried: the condition
@@ -391,17 +396,6 @@ def _check_head(part: str, spec: Spec, says: HeadSays) -> None:
             expected="a head with a score of being out of scope",
             remedy="train the head with outside phrases, or ask another head",
         )
-
-
-def _check_carried(part: str, tags: Sequence[str], carried: Callable[[str], bool]) -> None:
-    for tag in tags:
-        if not carried(tag):
-            raise EngineRefused(
-                part,
-                found=f"reply.tag {tag!r}",
-                expected="a tag that some reply of the index carries",
-                remedy="mend the rule, or tag the replies it is meant for",
-            )
 
 
 def _check_known(

@@ -614,7 +614,6 @@ def _make_routes(content: Content, table: Path, heads: Sequence[Head], vectors: 
     routes = Routes.load(folder)
     routes.check(
         {head.spec.name: head.spec for head in heads},
-        carried={reply.topic for reply in content.replies}.__contains__,
         personas=PERSONAS,
         surfaces=SURFACES,
     )

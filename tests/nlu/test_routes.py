@@ -193,7 +193,6 @@ def _would_take(each: Drawn, label: str, score: float, surface: str) -> bool:
         ("head.intent.label = ['stop', 'fly']", "found head.intent.label 'fly', expected some of lights_on"),
         ("head.slots.abstains = true", "head slots of kind token"),
         ("head.intent.out_of_scope = 0.5", "out_of_scope of head intent"),
-        ("reply.tag = ['sport']", "found reply.tag 'sport', expected a tag that some reply"),
         ("reply.persona = ['grumpy']", "found reply.persona 'grumpy', expected some of calm, lively"),
         ("surface = ['fridge']", "found surface 'fridge', expected some of speaker, tv"),
     ],
@@ -210,7 +209,7 @@ def test_routes_refuse_what_the_bundle_does_not_know(
 
 def _check(table: Routes, engine: Engine) -> None:
     heads = {name: head.spec for name, head in engine.fleet.heads.items()}
-    table.check(heads, carried=TAGS.__contains__, personas=PERSONAS, surfaces=SURFACES)
+    table.check(heads, personas=PERSONAS, surfaces=SURFACES)
 
 
 def test_routes_fit_a_bundle_that_knows_everything(engine: Engine, tmp_path: Path) -> None:
@@ -226,7 +225,8 @@ def test_routes_of_the_starter_fit_its_heads_and_replies() -> None:
     heads = {spec.name: spec for spec in (read_spec(folder)[0] for folder in shipped.glob("head.*"))}
     table = Routes.load(Path(str(files("statics") / "starter")))
     topics = {reply.topic for reply in content.load().replies}
-    table.check(heads, carried=topics.__contains__, personas=starter.PERSONAS, surfaces=starter.SURFACES)
+    table.check(heads, personas=starter.PERSONAS, surfaces=starter.SURFACES)
+    assert list(table.idle(topics.__contains__)) == []
     assert {rule.to for rule in table.rules} == {
         "skill", "persona", "promotion", "chitchat", "clarify", "out_of_scope",
     }  # fmt: skip
@@ -369,7 +369,6 @@ def test_routes_part_requires_nothing(tmp_path: Path) -> None:
         ((rule("a", "head.quick.label = ['go']") + DEFAULT,), "routes.t0/routes.toml rule 1 a: found head.quick.label 'go'"),
         ((rule("a", "surface = ['car']") + DEFAULT,), "routes.t0/routes.toml rule 1 a: found surface 'car'"),
         ((rule("a", "reply.persona = ['loud']") + DEFAULT,), "found reply.persona 'loud'"),
-        ((rule("a", "reply.tag = ['sport']") + DEFAULT,), "found reply.tag 'sport'"),
         ((rule("a", "surface = ['tv']"),), "conditions in the last rule"),
     ],
 )  # fmt: skip
@@ -379,6 +378,20 @@ def test_routes_of_a_bundle_are_checked_when_it_is_loaded(
     with pytest.raises(EngineRefused) as refused:
         loading.load(bundled(tiny, tmp_path, *tables))
     assert words in str(refused.value)
+
+
+def test_routes_of_a_tag_that_no_reply_has_are_told_in_the_log(
+    tiny: Made, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Replies come and go: a table outlives the promotion it speaks of."""
+    engine = loading.load(bundled(tiny, tmp_path, rule("a", "reply.tag = ['sport']") + DEFAULT))
+    assert engine.routes is not None
+    assert "rule 1 a: no reply of the index carries the tag 'sport'" in caplog.text
+
+
+def test_routes_tell_only_of_tags_that_nobody_has(tmp_path: Path) -> None:
+    table = routes(rule("a", "reply.tag = ['weather', 'sport']") + DEFAULT, tmp_path)
+    assert [told.rpartition(" ")[2] for told in table.idle(TAGS.__contains__)] == ["'sport'"]
 
 
 async def test_routes_are_told_over_the_wire(
