@@ -82,7 +82,7 @@ def measured(name: str, limit: int) -> dict[str, float]:
             )
         )
         among = told["among"]["contestants"]
-        figures["exchanges"] = told["among"]["exchanges"]
+        figures["exchanges"] = told["exchanges"]
         for contestant in {"cosine", kind} & among.keys():
             for measure in MEASURES:
                 found = among[contestant]["measures"][measure]

@@ -100,6 +100,7 @@ def measured(
     exact = ShardedIndex.load(folder / "index")
     rows, nbytes = len(exact), exact.rows.nbytes
     one = ShardedIndex.load(folder / "index", threads=1)
+    shared = ShardedIndex.load(folder / "index", pages="shared")
     figures: dict[str, float] = {"rows": rows, "dim": exact.dim}
 
     bandwidth = read_bandwidth(nbytes)
@@ -108,6 +109,7 @@ def measured(
         "read_gb_s": bandwidth / 1e9,
         "exact_p50_ms": scan[0],
         "exact_p99_ms": scan[1],
+        "exact_shared_pages_p50_ms": times(shared, queries[:100])[0],
         "exact_one_core_p50_ms": times(one, queries[:100])[0],
         "exact_read_share": nbytes / (scan[0] / 1e3) / bandwidth,
         "exact_batch_ms_a_query": batch(exact, queries),

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.layout import GraphFiles, IndexInvalid
-from index.matrix import Matrix, mapped
+from index.matrix import Matrix, Pages, read
 from index.scan import Selector, ask, look_at, ordered, view
 from index.search import Hits
 
@@ -57,15 +57,21 @@ class Graph:
         graph.max_level = int(levels[files.entry_point])
 
     @classmethod
-    def load(cls, folder: Path, files: GraphFiles, matrix: Matrix) -> Graph:
+    def load(cls, folder: Path, files: GraphFiles, matrix: Matrix, *, pages: Pages = "shared") -> Graph:
         """The graph of a folder over the first rows of its matrix, or `IndexInvalid`."""
-        levels = mapped(
-            folder / LEVELS_FILE, files.rows, files.levels_sha256, expected=f"{files.rows} levels"
+        levels = read(
+            folder / LEVELS_FILE,
+            files.rows,
+            files.levels_sha256,
+            expected=f"{files.rows} levels",
+            pages=pages,
         )
         if levels.max() > MAX_LEVEL:
             raise _invalid(LEVELS_FILE, f"level {levels.max()}", f"at most {MAX_LEVEL}")
         links = int(_reach(files.m)[levels.astype(np.int64) + 1].sum())
-        data = mapped(folder / LINKS_FILE, 4 * links, files.links_sha256, expected=f"{links} links")
+        data = read(
+            folder / LINKS_FILE, 4 * links, files.links_sha256, expected=f"{links} links", pages=pages
+        )
         return cls(matrix.array[: files.rows], levels, data.view("<i4").astype(np.int32, copy=False), files)
 
     def search(self, query: NDArray[np.float32], k: int, selector: Selector | None, ef: int) -> Hits:

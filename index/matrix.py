@@ -1,7 +1,8 @@
 """`Matrix`: the float16 rows of many shard files, one after another in one stretch of memory, checked number by number.
 
-Each file is mapped read-only at its place, so processes that serve one index share its pages, and rows of all shards
-can be addressed as one array (a graph needs that) without a copy of anything. No FAISS file format is ever parsed: its
+Rows of all shards can so be addressed as one array, which a graph needs. With `shared` pages each file is mapped
+read-only at its place, and processes that serve one index share them. With pages of its `own` a process reads the files
+into huge pages, which are scanned half again as fast (docs/one-reply.md). No FAISS file format is ever parsed: its
 reader takes lying headers and trailing bytes, and the codes of FAISS's float16 quantizer are exactly these bytes.
 """
 
@@ -15,7 +16,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,10 @@ _libc.mmap.argtypes = [
 ]  # fmt: skip
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+Pages = Literal["own", "shared"]
+HUGE = 2 << 20  # bytes of a huge page, where the system gives any
 
 
 class Matrix:
@@ -57,17 +62,20 @@ class Matrix:
         shards: Sequence[ShardFile],
         dim: int,
         *,
+        pages: Pages = "shared",
         placed: Callable[[int, NDArray[np.float16]], bool] | None = None,
     ) -> Matrix:
         """The rows of these files, or `IndexInvalid` at the first byte or number that no build would have written.
 
-        Shard by shard: mapped, then read through once by the checks. `placed(shard, rows)` may then copy it to
-        another memory; where it returns True, the shard's pages are let go before the next is touched.
+        Shard by shard: in its place, then read through once by the checks. `placed(shard, rows)` may then copy it to
+        another memory; where it returns True, the shard's shared pages are let go before the next is touched.
         """
         width, files = padded(dim) * 2, [folder / shard.file for shard in shards]
         for path, shard in zip(files, shards, strict=True):
             _check_size(path, shard.rows * width, f"{shard.rows} rows of {padded(dim)} float16")
-        memory = _Memory([(path, shard.rows * width) for path, shard in zip(files, shards, strict=True)])
+        memory = _Memory(
+            [(path, shard.rows * width) for path, shard in zip(files, shards, strict=True)], pages
+        )
         array = memory.bytes.view("<f2").astype(np.float16, copy=False).reshape(-1, padded(dim))
         first = 0
         with ThreadPoolExecutor(1, "digest") as beside:
@@ -93,10 +101,10 @@ class Matrix:
         return int(self.array.shape[1])
 
 
-def mapped(path: Path, size: int, sha256: str, *, expected: str) -> NDArray[np.uint8]:
-    """One file of exactly these bytes, mapped read-only; raises `IndexInvalid`."""
+def read(path: Path, size: int, sha256: str, *, expected: str, pages: Pages) -> NDArray[np.uint8]:
+    """One file of exactly these bytes, read-only; raises `IndexInvalid`."""
     _check_size(path, size, expected)
-    data = _Memory([(path, size)]).bytes
+    data = _Memory([(path, size)], pages).bytes
     check_digest(path.name, data, sha256)
     return data
 
@@ -115,16 +123,20 @@ def check_digest(part: str, data: NDArray[np.uint8], sha256: str) -> None:
 class _Memory:
     """Files one after another in one stretch of addresses, which lives as long as `bytes` or an array of it does."""
 
-    def __init__(self, files: Sequence[tuple[Path, int]]) -> None:
+    def __init__(self, files: Sequence[tuple[Path, int]], pages: Pages) -> None:
         size = sum(length for _, length in files)
         if not size:
             self.bytes: NDArray[np.uint8] = np.empty(0, np.uint8)
             return
-        self._base = _map(
-            None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1
-        )
+        writable, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        taken = _map(None, size + HUGE, writable, flags, -1)
+        self._base = -(-taken // HUGE) * HUGE
+        if pages == "own" and hasattr(mmap, "MADV_HUGEPAGE"):
+            _libc.madvise(
+                self._base, size, mmap.MADV_HUGEPAGE
+            )  # the system may decline, and loses speed only
         whole = (ctypes.c_uint8 * size).from_address(self._base)  # what every array of it keeps alive
-        finalizer = weakref.finalize(whole, _libc.munmap, self._base, size)
+        finalizer = weakref.finalize(whole, _libc.munmap, taken, size + HUGE)
         finalizer.atexit = False  # arrays may still be read while the interpreter ends
         data: NDArray[np.uint8] = np.frombuffer(memoryview(whole), np.uint8)
         # Only whole pages can be mapped: with an odd number of rows a shard, all but the first are read instead.
@@ -132,9 +144,12 @@ class _Memory:
         offset = 0
         for path, length in files:
             with path.open("rb", buffering=0) as file:
-                if offset % mmap.PAGESIZE == 0 and (length % mmap.PAGESIZE == 0 or offset + length == size):
-                    flags = mmap.MAP_SHARED | _MAP_FIXED
-                    _map(self._base + offset, length, mmap.PROT_READ, flags, file.fileno())
+                aligned = offset % mmap.PAGESIZE == 0 and (
+                    length % mmap.PAGESIZE == 0 or offset + length == size
+                )
+                if pages == "shared" and aligned:
+                    fixed = mmap.MAP_SHARED | _MAP_FIXED
+                    _map(self._base + offset, length, mmap.PROT_READ, fixed, file.fileno())
                     self._mapped.add(offset)
                 else:
                     _read_into(data[offset : offset + length], file, path.name)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from index.filters import Allowed, Filters
 from index.items import ITEMS_FILE, Items, ReplyItem
 from index.layout import read_layout
-from index.matrix import Matrix
+from index.matrix import Matrix, Pages
 from index.search import Hits, Index, check_k
 from index.sharded import ShardedIndex
 
@@ -83,10 +83,10 @@ class Replies:
         self._said = said
 
     @classmethod
-    def load(cls, folder: Path, *, placement: str = "cpu") -> Replies:
-        """Everything in the folder, or `IndexInvalid`; `placement` as in `ShardedIndex.load`."""
+    def load(cls, folder: Path, *, placement: str = "cpu", pages: Pages = "own") -> Replies:
+        """Everything in the folder, or `IndexInvalid`; `placement` and `pages` as in `ShardedIndex.load`."""
         layout = read_layout(folder)
-        index = ShardedIndex.load(folder, layout=layout, placement=placement)
+        index = ShardedIndex.load(folder, layout=layout, placement=placement, pages=pages)
         # Of the texts' vectors a few are read for each answer, so their pages are let go once they have been checked.
         said = Matrix.load(folder, layout.said, layout.dim, placed=lambda number, rows: True).array
         if not layout.said:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from index.search import Hits
 
+MOSTLY = 0.5  # from this share of allowed rows on, asking for more of all rows is tried first
+
 
 @dataclass(frozen=True, slots=True)
 class Selector:
@@ -58,8 +60,17 @@ class Scan:
         )
         look_at(self._flat, rows)
 
-    def search(self, query: NDArray[np.float32], k: int, selector: Selector | None = None) -> Hits:
-        """The k best rows for one prepared query `[padded]`, equal scores by ascending row."""
+    def search(
+        self, query: NDArray[np.float32], k: int, selector: Selector | None = None, *, share: float = 0.0
+    ) -> Hits:
+        """The k best rows for one prepared query `[padded]`, equal scores by ascending row.
+
+        `share` is about how many rows the selector allows, where that is known.
+        """
+        if selector is not None and share >= MOSTLY:
+            hits = self._among(query, k, selector.mask, share)
+            if hits is not None:
+                return hits
         want = k + 1
         while True:
             scores, rows = self._scan(query[None], min(want, self.rows), selector)
@@ -67,6 +78,23 @@ class Scan:
             if hits is not None:
                 return self._placed(hits)
             want *= 4
+
+    def _among(
+        self, query: NDArray[np.float32], k: int, mask: NDArray[np.uint8], share: float
+    ) -> Hits | None:
+        """`search` among a few more of all rows; None where those do not prove it.
+
+        A selector is asked about every row and costs a scan half as much again; where most rows are allowed, the best
+        of all rows hold the best of the allowed ones, and what they hold above their last score is all there is.
+        """
+        want = min(self.rows, int((k + 1) / share) + 16)
+        scores, rows = (found[0] for found in ask(self._flat, query[None], want, None))
+        allowed = (mask[rows >> 3] >> (rows & 7).astype(np.uint8)) & 1 == 1
+        last, whole = scores[-1], want == self.rows
+        scores, rows = scores[allowed], rows[allowed]
+        if not whole and (len(rows) < k or scores[k - 1] <= last):
+            return None
+        return self._placed(ordered(scores, rows, k))
 
     def best(
         self, queries: NDArray[np.float32], k: int, selector: Selector | None = None
@@ -118,7 +146,7 @@ def _proven(scores: NDArray[np.float32], rows: NDArray[np.int64], k: int, *, who
         found = int(np.count_nonzero(rows >= 0))
         scores, rows, whole = scores[:found], rows[:found], True
     values = scores.tolist()
-    if not whole and values[k] == values[k - 1]:
+    if not whole and values[-1] == values[k - 1]:
         return None
     return ordered(scores, rows, k)
 

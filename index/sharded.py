@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from index.gpu import Devices, GpuScan, devices_of
 from index.graph import Graph
 from index.layout import Layout, read_layout
-from index.matrix import Matrix
+from index.matrix import Matrix, Pages
 from index.scan import Scan, Selector, select
 from index.search import NOTHING, Hits, QueryInvalid, check_k, check_mask, prepare
 
@@ -30,7 +31,8 @@ FAN_OUT_BYTES = 8 << 20
 BLOCK_BYTES = 1 << 20
 BATCH = 64  # queries of a batch that are scanned together
 REMEMBERED_MASKS = 32
-# A walk passes forbidden rows as it passes others, so it widens as they become more; where fewer than this share is
+# A walk passes forbidden rows as it passes others, so it widens as they become more (by the root of the share: half of
+# the rows allowed costs 1.4 times as much and finds no less, `python -m benchmarks.retrieval`); where fewer than this share is
 # allowed, scanning the allowed ones is quicker.
 WALK_SHARE = 0.1
 
@@ -95,6 +97,7 @@ class ShardedIndex:
         layout: Layout | None = None,
         placement: str = "cpu",
         devices: Devices | None = None,
+        pages: Pages = "own",
         threads: int | None = None,
     ) -> ShardedIndex:
         """The index in a folder, all of it or `IndexInvalid`.
@@ -124,8 +127,10 @@ class ShardedIndex:
                 return False
             return True
 
-        matrix = Matrix.load(folder, layout.shards, layout.dim, placed=place)
-        graph = None if layout.graph is None else Graph.load(folder, layout.graph, matrix)
+        if any(device is not None for device in planned):  # what goes to a GPU is to leave no copy here
+            pages = "shared"
+        matrix = Matrix.load(folder, layout.shards, layout.dim, pages=pages, placed=place)
+        graph = None if layout.graph is None else Graph.load(folder, layout.graph, matrix, pages=pages)
         return cls(matrix, layout.dim, graph=graph, on_gpu=on_gpu, threads=threads)
 
     def __len__(self) -> int:
@@ -172,7 +177,9 @@ class ShardedIndex:
             if found is not None:
                 return found
         tasks = [
-            partial(scan.search, query, k, None if selectors is None else selectors.scans[number])
+            partial(scan.search, query, k)
+            if selectors is None
+            else partial(scan.search, query, k, selectors.scans[number], share=selectors.share)
             for number, scan in enumerate(self._scans)
         ]
         parts = [task() for task in tasks] if alone else self._share(tasks, self._matrix.array.nbytes)
@@ -190,7 +197,10 @@ class ShardedIndex:
         """Along the graph, and a scan of the rows it does not reach; None where it comes back short of hits."""
         share = 1.0 if selectors is None else selectors.share
         found = graph.search(
-            query, k, None if selectors is None else selectors.graph, round(max(graph.ef, k) / share)
+            query,
+            k,
+            None if selectors is None else selectors.graph,
+            round(max(graph.ef, k) / math.sqrt(share)),
         )
         if len(found) < min(k, graph.rows) and share * self._rows > len(found):
             return None

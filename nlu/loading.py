@@ -18,6 +18,7 @@ from annotators.fleet import Fleet
 from annotators.table import Head
 from index.adapter import Adapter
 from index.layout import INDEX_FILE
+from index.matrix import Pages
 from index.replies import Replies, Retriever
 from nlu import canaries
 from nlu.cold import ColdTable
@@ -48,11 +49,12 @@ def load(
     *,
     before: Engine | None = None,
     placement: str = "cpu",
+    pages: Pages = "own",
     milvus: tuple[str, str] = ("", ""),
 ) -> Engine:
     """Load a verified bundle; raises EngineRefused where its parts do not belong together.
 
-    `placement` is where the vectors of replies are searched: cpu, gpu or gpu:N. `milvus` is the address and the token
+    `placement` is where the vectors of replies are searched: cpu, gpu or gpu:N; `pages` whose memory they lie in. `milvus` is the address and the token
     of the server that a bundle may point to instead.
     """
     loader = _Loader(bundle, {} if before is None else before.parts)
@@ -74,7 +76,8 @@ def load(
     )
     fleet = Fleet(heads, shadows)
     replies = _checked_width(
-        loader.one("index", partial(load_replies, placement=placement, milvus=milvus)), vectorizer
+        loader.one("index", partial(load_replies, placement=placement, pages=pages, milvus=milvus)),
+        vectorizer,
     )
     engine = Engine(
         bundle=bundle,
@@ -140,10 +143,12 @@ def _vectorizer(folder: Path) -> Vectorizer:
     return Vectorizer(folder)
 
 
-def load_replies(folder: Path, *, placement: str, milvus: tuple[str, str]) -> Retriever:
+def load_replies(
+    folder: Path, *, placement: str = "cpu", pages: Pages = "own", milvus: tuple[str, str]
+) -> Retriever:
     """The replies in this folder, or those in Milvus that it points to."""
     if not _points_to_milvus(folder):
-        return Replies.load(folder, placement=placement)
+        return Replies.load(folder, placement=placement, pages=pages)
     try:
         from index.milvus import MilvusReplies
     except ModuleNotFoundError as error:

@@ -61,7 +61,11 @@ async def running(settings: Settings) -> AsyncIterator[int]:
     began = time.monotonic()
     bundle = await asyncio.to_thread(find_bundle, settings)
     engine = await asyncio.to_thread(
-        loading.load, bundle, placement=settings.index_placement, milvus=settings.milvus
+        loading.load,
+        bundle,
+        placement=settings.index_placement,
+        pages=settings.index_pages,
+        milvus=settings.milvus,
     )
     logger.info("ready in %.1f s: bundle %s", time.monotonic() - began, bundle.digest[:12])
 

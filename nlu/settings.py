@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -31,6 +32,9 @@ class Settings(BaseSettings):
     cache_secret: SecretStr = SecretStr("")  # authenticates values in a Redis that others can write to
     milvus_uri: str = ""  # http://host:19530; only for a bundle whose replies live there
     milvus_token: SecretStr = SecretStr("")  # user:password or an API key
+    index_pages: Literal["own", "shared"] = (
+        "own"  # own: faster; shared: one copy for all processes of a machine
+    )
     index_placement: str = "cpu"  # or gpu (all in turn), gpu:0, ...: where vectors of replies are searched
     lru_bytes: int = Field(64 * 2**20, ge=0)  # about 10,000 phrases with token vectors
     answers_bytes: int = Field(16 * 2**20, ge=0)  # about 6,000 whole answers; 0 computes every answer anew

@@ -125,7 +125,7 @@ def _replaced(engine: Engine, index: Path | None, ranker: Path | None, adapter: 
         if folder is not None and (kind != "ranker" or canaries.made_for(folder) is not None):
             canaries.check(f"{kind} {folder}", folder, engine.vectorizer)
     if index is not None:
-        found = loading.load_replies(index, placement="cpu", milvus=settings_for().milvus)
+        found = loading.load_replies(index, milvus=settings_for().milvus)
         engine = replace(engine, replies=found)
     if adapter is not None:
         engine = replace(engine, adapter=Adapter.load(adapter))

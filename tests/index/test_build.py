@@ -19,6 +19,7 @@ import pytest
 
 from index.build import BuildInvalid, Entry, Writer, build
 from index.change import extend, remove
+from index.graph import EF_SEARCH
 from index.items import Items, Judged
 from index.layout import IndexInvalid, read_layout
 from index.matrix import Matrix
@@ -99,7 +100,7 @@ def test_build_writes_the_layout_of_all_there_can_be(
     assert layout.graph is not None
     assert layout.graph.levels_sha256 == digest(out / "graph-levels.u8")
     assert layout.graph.links_sha256 == digest(out / "graph-links.i32")
-    assert (layout.graph.rows, layout.graph.m, layout.graph.ef_search) == (20, 32, 64)
+    assert (layout.graph.rows, layout.graph.m, layout.graph.ef_search) == (20, 32, EF_SEARCH)
     items = items_of(out)
     assert items.said.tolist() == [i // 2 for i in range(20)]
     stored_said = Matrix.load(out, layout.said, 20).array[items.said, :20].astype(np.float32)

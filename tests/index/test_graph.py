@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from index.build import Entry, build
 from index.change import extend, remove
 from index.exact import ExactIndex
-from index.graph import LEVELS_FILE, LINKS_FILE, MAX_LEVEL, Graph, build_graph
+from index.graph import EF_SEARCH, LEVELS_FILE, LINKS_FILE, MAX_LEVEL, Graph, build_graph
 from index.layout import GraphFiles, IndexInvalid, read_layout
 from index.matrix import Matrix
 from index.replies import Replies
@@ -163,7 +163,7 @@ def test_graph_walk_is_wider_the_less_is_allowed(
     for step in (1, 2, 5):
         some.search(random_vectors(1)[0], 3, mask=packed(np.arange(ROWS) % step == 0))
     some.search(random_vectors(1)[0], ROWS)
-    assert widths == [64, 128, 320, 64]
+    assert widths == [EF_SEARCH, round(EF_SEARCH * 2**0.5), round(EF_SEARCH * 5**0.5), EF_SEARCH]
 
 
 def test_graph_finds_rows_that_were_added_later_and_none_that_were_removed(
@@ -233,7 +233,7 @@ def test_graph_build_counts_its_rows(
 
 
 def test_graph_looks_at_mapped_files_and_lets_them_go(walked: Path) -> None:
-    some = ShardedIndex.load(walked)
+    some = ShardedIndex.load(walked, pages="shared")
     mapped = Path("/proc/self/maps").read_text()
     assert str(walked / LEVELS_FILE) in mapped and str(walked / LINKS_FILE) in mapped
     (walked / LINKS_FILE).unlink()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from index.layout import IndexInvalid, ShardFile
-from index.matrix import CHECK_ROWS, Matrix, mapped
+from index.matrix import CHECK_ROWS, HUGE, Matrix, read
 from index.search import prepare_rows
 from tests.index.matrices import Floats, Halves, stored
 from tests.index.tampering import digest
@@ -196,12 +196,12 @@ def test_matrix_mapped_takes_one_file_of_exactly_these_bytes(tmp_path: Path) -> 
     path = tmp_path / "levels"
     path.write_bytes(b"levels")
     sha256 = hashlib.sha256(b"levels").hexdigest()
-    assert mapped(path, 6, sha256, expected="six").tobytes() == b"levels"
+    assert read(path, 6, sha256, expected="six", pages="shared").tobytes() == b"levels"
     with pytest.raises(IndexInvalid, match=r"levels: found 6 bytes, expected 7 bytes \(seven\)"):
-        mapped(path, 7, sha256, expected="seven")
+        read(path, 7, sha256, expected="seven", pages="shared")
     path.write_bytes(b"Levels")
     with pytest.raises(IndexInvalid, match="levels: found sha256"):
-        mapped(path, 6, sha256, expected="six")
+        read(path, 6, sha256, expected="six", pages="shared")
 
 
 # --- memory ------------------------------------------------------------------------------------------------
@@ -246,6 +246,28 @@ def test_matrix_pages_are_those_of_the_file_and_cannot_be_written(
     assert facts["Size"] * 1024 == matrix.array.nbytes
     with pytest.raises(ValueError, match="read-only"):
         matrix.array[0, 0] = 1
+
+
+def test_matrix_of_its_own_pages_holds_the_same_rows_and_maps_no_file(
+    tmp_path: Path, random_vectors: Callable[..., Floats]
+) -> None:
+    halves = stored(random_vectors(3 * PAGE_ROWS + 8))
+    shards = write(tmp_path, *np.split(halves, [PAGE_ROWS, 2 * PAGE_ROWS]))
+    own = Matrix.load(tmp_path, shards, DIM, pages="own")
+    np.testing.assert_array_equal(own.array, halves)
+    assert mappings(tmp_path) == []
+    assert own.array.ctypes.data % HUGE == 0 and not own.array.flags.writeable
+    shared = Matrix.load(tmp_path, shards, DIM)
+    assert len(mappings(tmp_path)) == 3  # the control
+    np.testing.assert_array_equal(shared.array, own.array)
+
+
+def test_matrix_of_its_own_pages_is_checked_like_any(tmp_path: Path, halves: Halves) -> None:
+    shards = write(tmp_path, halves)
+    Matrix.load(tmp_path, shards, DIM, pages="own")  # the control
+    harmed = [shards[0].model_copy(update={"sha256": "0" * 64})]
+    with pytest.raises(IndexInvalid, match="sha256"):
+        Matrix.load(tmp_path, harmed, DIM, pages="own")
 
 
 SHARER = """

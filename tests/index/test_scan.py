@@ -9,10 +9,11 @@ from collections.abc import Callable
 import faiss
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from index.exact import ExactIndex
 from index.layout import padded
-from index.scan import Scan, ordered, select
+from index.scan import Scan, ask, ordered, select
 from tests.index.matrices import Floats, Halves, packed, plain, query_of, stored
 
 ROWS, DIM, WIDTH = 24, 20, 32
@@ -87,6 +88,24 @@ def test_scan_selector_shares_the_memory_of_its_mask(halves: Halves) -> None:
 def duplicates(order: list[int]) -> Halves:
     """Rows drawn from three directions, so that equal numbers in `order` are equal vectors."""
     return stored(np.eye(3, DIM, dtype=np.float32)[order])
+
+
+def test_scan_a_tie_at_the_cut_costs_one_more_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows that tie for the last place among many: fetching a few more proves them, however many rows there are."""
+    asked: list[int] = []
+
+    def watched(index: object, queries: Floats, k: int, params: object) -> tuple[Floats, NDArray[np.int64]]:
+        asked.append(k)
+        return ask(index, queries, k, params)
+
+    monkeypatch.setattr("index.scan.ask", watched)
+    far = np.eye(DIM, dtype=np.float32)[2:4].repeat(500, axis=0)
+    near = np.array([[1.0, 0.0], [1.0, 0.0]], np.float32) @ np.eye(2, DIM, dtype=np.float32)
+    rows = np.zeros((1002, padded(DIM)), np.float16)
+    rows[:, :DIM] = np.vstack([far, near])
+    rows[:1000, 0] = np.linspace(-0.5, 0.5, 1000)
+    found = Scan(rows, 0).search(query_of(np.eye(1, DIM, dtype=np.float32)[0]), 1)
+    assert (found.rows.tolist(), asked) == ([1000], [2, 8])
 
 
 @pytest.mark.parametrize("k", range(1, 8))
