@@ -113,6 +113,9 @@ class Items:
         replies = np.empty(len(table), np.int32)
         replies[self._by_id] = np.cumsum(np.append(False, ~again)[: len(table)])
         _check_replies(table, self._by_id, again, part)
+        firsts = np.empty(len(table), np.int32)
+        firsts[replies[::-1]] = np.arange(len(table), dtype=np.int32)[::-1]
+        self._firsts = firsts.data  # [replies] the first row of each, which holds its labels
         self.replies = replies.data  # [rows] the number of each row's reply; one reads it cell by cell
         order = np.lexsort((replies, -table["weight"].to_numpy()))
         rank = np.empty(len(order), np.int32)
@@ -121,6 +124,8 @@ class Items:
         self._by_vector = np.lexsort((rank, self.vectors)).astype(np.int32)  # pairs of a vector side by side
         starts = np.searchsorted(self.vectors[self._by_vector], np.arange(vectors + 1)).astype(np.int32)
         self._starts = starts.data
+        self._columns = {name: table[name] for name in (*_SHOWN, "tags", "labels")}
+        self._labels = lru_cache(maxsize=REMEMBERED_REPLIES)(self._judged)
         self._known = lru_cache(maxsize=REMEMBERED_REPLIES)(self._reply)
         pa.default_memory_pool().release_unused()  # what the checks took and gave back
 
@@ -168,20 +173,20 @@ class Items:
             )
 
     def _reply(self, row: int) -> ReplyItem:
-        cell = {name: self.table[name][row].as_py() for name in _SHOWN}
+        cell = {name: self._columns[name][row].as_py() for name in _SHOWN}
         return ReplyItem(
             **cell,
             persona_mask=int(self.persona_masks[row]),
             surface_mask=int(self.surface_masks[row]),
             valid_from=_instant(int(self.valid_from[row])),
             valid_until=_instant(int(self.valid_until[row])),
-            tags=tuple(self.table["tags"][row].as_py()),
-            labels=tuple(Judged(**judged) for judged in self.table["labels"][self._first_of(row)].as_py()),
+            tags=tuple(self._columns["tags"][row].as_py()),
+            labels=self._labels(self._firsts[self.replies[row]]),
         )
 
-    def _first_of(self, row: int) -> int:
-        """The first row of this row's reply, which holds its labels."""
-        return self.rows_of(self.id_of(row))[0]
+    def _judged(self, first: int) -> tuple[Judged, ...]:
+        """The labels of the reply whose first row this is."""
+        return tuple(Judged(**judged) for judged in self._columns["labels"][first].as_py())
 
     def pairs_of(self, vector: int) -> list[int]:
         """The rows that hang on this vector, heaviest first, then by id; none when they were all removed."""
