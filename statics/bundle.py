@@ -1,4 +1,8 @@
-"""A bundle: a folder with one manifest and a flat folder for each component; built once, never changed."""
+"""A bundle: one manifest and a flat folder for each component; built once, never changed.
+
+As it is built, all of it is one folder. Under the root of a machine its folder has only the manifest and the signature;
+its components lie beside those of other bundles, each once, under their digests.
+"""
 
 import hashlib
 import os
@@ -31,6 +35,8 @@ from statics.manifest import (
 )
 from statics.version import FORMAT
 
+BUNDLES, COMPONENTS = "bundles", "components"  # folders of a root
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -41,7 +47,9 @@ class Bundle:
     digest: str
 
     def folder(self, component: Component) -> Path:
-        return self.path / component.folder
+        """Where the files of a component lie: the only way to them."""
+        shared = components_of(self.path, self.manifest)
+        return self.path / component.folder if shared is None else shared / component.digest
 
     def component(self, kind: str, name: str) -> Component:
         return self.manifest.component(kind, name)
@@ -75,6 +83,18 @@ class Change:
     old: Component | None
     new: Component | None
     bytes_to_pull: int
+
+
+def components_of(path: Path, manifest: Manifest) -> Path | None:
+    """The folder of components, by their digests, that the bundle at `path` shares with others; None: it has its own.
+
+    Roots of older versions have whole bundles, so what lies in the bundle's own folder decides.
+    """
+    components = path.parent.parent / COMPONENTS
+    if path.parent.name != BUNDLES or not components.is_dir():
+        return None
+    whole = any(os.path.lexists(path / component.folder) for component in manifest.components)
+    return None if whole else components
 
 
 def build(

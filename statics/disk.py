@@ -266,24 +266,29 @@ def locked(path: Path, wait_s: float) -> Iterator[None]:
     with local_errors(str(path)):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
-        end = time.monotonic() + wait_s
-        while not try_lock(descriptor):
-            if time.monotonic() >= end:
-                raise StoreUnavailable(
-                    part=str(path),
-                    found=f"a lock that another process holds for more than {wait_s:.0f} s",
-                    expected="a free lock",
-                    remedy="find the process that holds it (lsof), end it, try again",
-                )
-            time.sleep(0.01)
+        lock(descriptor, str(path), wait_s)
         yield
     finally:
         os.close(descriptor)
 
 
-def try_lock(descriptor: int) -> bool:
+def lock(descriptor: int, part: str, wait_s: float, *, shared: bool = False) -> None:
+    end = time.monotonic() + wait_s
+    while not try_lock(descriptor, shared=shared):
+        if time.monotonic() >= end:
+            raise StoreUnavailable(
+                part=part,
+                found=f"a lock that another process holds for more than {wait_s:.0f} s",
+                expected="a free lock",
+                remedy="find the process that holds it (lsof), end it, try again",
+            )
+        time.sleep(0.01)
+
+
+def try_lock(descriptor: int, *, shared: bool = False) -> bool:
+    """Whether the lock of an open file or folder is ours now; one that we have changes its kind."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -63,9 +63,10 @@ def canonical_json(value: object) -> bytes:
 
 
 def strict_json(raw: bytes, limit: int) -> dict[str, object]:
-    """A JSON object without the tricks: no duplicate keys, fractions, NaN, huge integers or deep nesting.
+    """A JSON object without the tricks: what is read here is what `canonical_json` would write for it.
 
-    Raises ValueError.
+    Refused with a ValueError: duplicate keys, fractions, NaN, -0, huge integers, deep nesting, half characters, a byte
+    order mark, other encodings than UTF-8, and whatever follows the object.
     """
     if len(raw) > limit:
         raise ValueError(f"{len(raw)} bytes, more than {limit}")
@@ -82,6 +83,7 @@ def strict_json(raw: bytes, limit: int) -> dict[str, object]:
     if not isinstance(value, dict):
         raise ValueError(f"a JSON {type(value).__name__} at the top, not an object")
     _check_depth(value, DEPTH)
+    _check_text(value)
     return value
 
 
@@ -114,6 +116,8 @@ def _unique(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
 def _integer(text: str) -> int:
     if len(text) > 17 or abs(int(text)) > LARGEST:
         raise ValueError(f"integer {text:.40} beyond 2**53")
+    if text == "-0":  # to other readers a fraction
+        raise ValueError("integer -0")
     return int(text)
 
 
@@ -128,3 +132,11 @@ def _check_depth(value: object, left: int) -> None:
         raise ValueError(f"nesting deeper than {DEPTH}")
     for item in value.values() if isinstance(value, dict) else value:
         _check_depth(item, left - 1)
+
+
+def _check_text(value: object) -> None:
+    """Escapes can spell half of a surrogate pair, which is no character and cannot be written again."""
+    try:
+        canonical_json(value)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half a character, {error.object[error.start]!a}") from error

@@ -4,7 +4,7 @@ StaticsError
 ├── the manifest          ManifestInvalid · FormatTooNew · ServiceMismatch · FingerprintMismatch
 ├── the files             FileMissing · FileUnexpected · FileUnsafe · SizeMismatch · DigestMismatch
 ├── who vouches for it    SignatureMissing · SignatureInvalid
-├── which release it is   SeqTooOld · ChannelMismatch
+├── which release it is   SeqTooOld · ChannelMismatch · Expired
 ├── the store             NotFound · Forbidden · StoreUnavailable · Conflict
 └── the local disk        DiskFull (and Forbidden, where the disk refuses)
 """
@@ -109,6 +109,12 @@ class ChannelMismatch(StaticsError):
     """A release of another channel."""
 
     code = "channel-mismatch"
+
+
+class Expired(StaticsError):
+    """A release past its `expires`, by the clock of this machine."""
+
+    code = "expired"
 
 
 class NotFound(StaticsError):

@@ -8,7 +8,15 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 from packaging.specifiers import SpecifierSet
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from statics import document
 from statics.document import LARGEST, Document
@@ -42,6 +50,12 @@ def _utc(value: object) -> datetime:
     return value.astimezone(UTC).replace(microsecond=0)
 
 
+def _note(text: str) -> str:
+    if not (1 <= len(text) <= 256 and text.isprintable()):
+        raise ValueError("a note is one line of 1 to 256 printable characters")
+    return text
+
+
 def _range(text: str) -> str:
     SpecifierSet(text)  # its InvalidSpecifier is a ValueError
     return text
@@ -49,6 +63,7 @@ def _range(text: str) -> str:
 
 Name = Annotated[str, AfterValidator(_name)]
 Text = Annotated[str, Field(pattern=r"^[ -~]{1,256}$")]
+Note = Annotated[str, AfterValidator(_note)]  # what a person wrote, in any language
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, lt=LARGEST)]
 Time = Annotated[
@@ -95,13 +110,18 @@ class Component(Document):
 
 
 class Manifest(Document):
-    """What a bundle is. The SHA-256 of its raw bytes is the bundle digest."""
+    """What a bundle is. The SHA-256 of its raw bytes is the bundle digest.
+
+    `restores` is the digest of the release that a rollback went back to, `note` why this release was made.
+    """
 
     format: int
     channel: Name
     seq: Count
     created: Time
     expires: Time | None = None
+    restores: Sha256 | None = None
+    note: Note | None = None
     requires_service: Annotated[str, AfterValidator(_range)]
     components: tuple[Component, ...]
 
@@ -125,6 +145,13 @@ class Manifest(Document):
 
     def files(self) -> Iterator[tuple[Component, File]]:
         return ((component, file) for component in self.components for file in component.files)
+
+    @model_serializer(mode="wrap")
+    def _fields(self, plainly: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Two fields came later: written only where they are set, they leave older manifests their digest."""
+        fields: dict[str, object] = plainly(self)
+        unset = {name for name in ("restores", "note") if fields.get(name) is None}
+        return {name: value for name, value in fields.items() if name not in unset}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":

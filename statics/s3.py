@@ -4,6 +4,7 @@ import base64
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ READ_TIMEOUT_S = 3.0  # between two pieces of an answer
 TRIES = 3
 
 BLOBS = blob_key("")
+
+
+class _PastTheEnd(StoreUnavailable):
+    """The server's way to say that an object ends before the offset asked for."""
 
 
 class S3Store:
@@ -63,8 +68,8 @@ class S3Store:
         )
 
     @contextmanager
-    def open(self, key: str) -> Iterator[Iterator[bytes]]:
-        with self._get(key) as (chunks, _):
+    def open(self, key: str, offset: int = 0) -> Iterator[Iterator[bytes]]:
+        with self._get(key, offset) as (chunks, _):
             yield chunks
 
     def read(self, key: str, limit: int) -> tuple[bytes, str | None]:
@@ -96,6 +101,20 @@ class S3Store:
             with open(source, "rb") as file:
                 self._put(key, file, options)
 
+    def keys(self, prefix: str) -> Iterator[tuple[str, int, datetime]]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=self._key(prefix)
+        )
+        with self._errors(prefix):
+            for page in pages:
+                for found in page.get("Contents", ()):
+                    key = found["Key"].removeprefix(self._key(""))
+                    yield key, found["Size"], found["LastModified"]
+
+    def delete(self, key: str) -> None:
+        with self._errors(key):
+            self._client.delete_object(Bucket=self.bucket, Key=self._key(key))
+
     def _put(self, key: str, body: Any, options: dict[str, str]) -> None:
         try:
             with self._errors(key):
@@ -106,13 +125,22 @@ class S3Store:
             raise
 
     @contextmanager
-    def _get(self, key: str) -> Iterator[tuple[Iterator[bytes], str | None]]:
-        # One request for the whole object. In ranged parts boto3 has returned changed bytes without an error.
-        with self._errors(key):
-            answer = self._client.get_object(Bucket=self.bucket, Key=self._key(key))
+    def _get(self, key: str, offset: int = 0) -> Iterator[tuple[Iterator[bytes], str | None]]:
+        # One request for all that is wanted, never boto3's parallel parts: those have returned changed bytes
+        # without an error.
+        options = {"Range": f"bytes={offset}-"} if offset else {}
+        try:
+            with self._errors(key):
+                answer = self._client.get_object(Bucket=self.bucket, Key=self._key(key), **options)
+        except _PastTheEnd:
+            yield iter(()), None
+            return
         body = answer["Body"]
         try:
-            yield self._chunks(key, body, answer.get("ContentLength")), answer.get("ETag")
+            chunks = self._chunks(key, body, answer.get("ContentLength"))
+            if not str(answer.get("ContentRange", "")).startswith(f"bytes {offset}-"):
+                chunks = _without(chunks, offset)  # the whole object: this server knows no ranges
+            yield chunks, answer.get("ETag")
         finally:
             body.close()
 
@@ -161,11 +189,21 @@ def _from_answer(part: str, error: ClientError) -> StaticsError:
     found = f"HTTP {status} {code}"
     if status == 404:
         return not_found(part)
+    if status == 416:
+        return _PastTheEnd(part=part, found=found, expected="a longer object", remedy="begin anew")
     if status in {409, 412}:
         return conflict(part, found=found, expected="the version named")
     if status in {401, 403} or code in {"ExpiredToken", "InvalidToken"}:
         return _forbidden(part, found)
     return _unavailable(part, found)
+
+
+def _without(chunks: Iterator[bytes], left: int) -> Iterator[bytes]:
+    """A stream less its first `left` bytes."""
+    for chunk in chunks:
+        if len(chunk) > left:
+            yield chunk[left:]
+        left = max(0, left - len(chunk))
 
 
 def _forbidden(part: str, found: str) -> Forbidden:

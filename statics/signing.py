@@ -1,4 +1,8 @@
-"""Ed25519 signatures over the raw bytes of a manifest; the keys that are trusted come from the deployment."""
+"""Ed25519 signatures over the raw bytes of a manifest; the keys that are trusted come from the deployment.
+
+A signature file holds the signatures of any number of keys, so that a key can be replaced while old and new pods run,
+and so that a deployment can ask for those of several people.
+"""
 
 import base64
 import hashlib
@@ -8,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -37,8 +41,19 @@ class _Signatures(Document):
 
 
 @dataclass(frozen=True)
+class Signer:
+    """A key that a signature file names; `vouches` is None where the keyring does not have it, so nobody can say."""
+
+    key_id: str
+    vouches: bool | None
+
+
+@dataclass(frozen=True)
 class Keyring:
-    """The public keys this deployment trusts, by key id; they come with the image or its configuration."""
+    """The public keys this deployment trusts, by key id; they come with the image or its configuration.
+
+    A key that is taken out is trusted no longer: there is no other list of revoked keys.
+    """
 
     keys: Mapping[str, Ed25519PublicKey]
 
@@ -60,7 +75,7 @@ class Keyring:
                 part=f"keyring {path}",
                 found=str(error),
                 expected='{"<key id>": "<base64 of the 32 bytes of an Ed25519 public key>"}',
-                remedy="write it with Keyring.save, and mount it with the deployment",
+                remedy="nlu bundle keygen writes one; mount it with the deployment",
             ) from error
         return ring
 
@@ -82,10 +97,17 @@ def save_private(private: Ed25519PrivateKey, path: Path) -> None:
 
 
 def load_private(path: Path) -> Ed25519PrivateKey:
-    private = load_pem_private_key(path.read_bytes(), password=None)
+    """A key that `save_private` wrote; ValueError for anything else."""
+    try:
+        private = load_pem_private_key(path.read_bytes(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: it is encrypted
+        raise ValueError(
+            f"{path}: found {error}, expected an Ed25519 key in PEM without a password; "
+            "make one with nlu bundle keygen"
+        ) from error
     if not isinstance(private, Ed25519PrivateKey):
         raise ValueError(
-            f"{path} holds a {type(private).__name__}, not an Ed25519 key; make one with generate_key"
+            f"{path} holds a {type(private).__name__}, not an Ed25519 key; make one with nlu bundle keygen"
         )
     return private
 
@@ -94,41 +116,75 @@ def key_id(public: Ed25519PublicKey) -> str:
     return hashlib.sha256(public.public_bytes_raw()).hexdigest()[:16]
 
 
-def sign(raw: bytes, private: Ed25519PrivateKey) -> bytes:
-    """The content of `manifest.sig` for the manifest `raw`."""
+def sign(raw: bytes, private: Ed25519PrivateKey, beside: bytes | None = None) -> bytes:
+    """The content of `manifest.sig` for the manifest `raw`; the signatures of other keys in `beside` stay.
+
+    SignatureInvalid where `beside` is no signature file.
+    """
     signature = base64.b64encode(private.sign(raw)).decode()
-    entry = _Signature(key_id=key_id(private.public_key()), signature=signature)
-    return document.dump(_Signatures(signatures=(entry,)))
+    ours = document.dump(
+        _Signatures(signatures=(_Signature(key_id=key_id(private.public_key()), signature=signature),))
+    )
+    return join(ours, beside) if beside is not None else ours
 
 
-def verify(raw: bytes, signature_bytes: bytes, keyring: Keyring) -> None:
-    """SignatureInvalid unless a trusted key vouches for `raw`, and no trusted key's signature is wrong."""
+def join(first: bytes, second: bytes) -> bytes:
+    """One signature file of two, the same whatever their order; of a key that is in both, the first one's counts."""
+    entries = {entry.key_id: entry for raw in (second, first) for entry in _entries(raw)}
+    return document.dump(_Signatures(signatures=tuple(entries[name] for name in sorted(entries))))
+
+
+def signers(raw: bytes, signature_bytes: bytes, keyring: Keyring) -> tuple[Signer, ...]:
+    """Who is said to have signed `raw`, and whether it is true; SignatureInvalid where this is no signature file."""
+    return tuple(Signer(entry.key_id, _vouches(entry, raw, keyring)) for entry in _entries(signature_bytes))
+
+
+def verify(raw: bytes, signature_bytes: bytes, keyring: Keyring, signatures: int = 1) -> None:
+    """SignatureInvalid unless `signatures` trusted keys vouch for `raw`, and no trusted key's signature is wrong."""
+    found = signers(raw, signature_bytes, keyring)
+    for signer in found:
+        if signer.vouches is False:
+            raise SignatureInvalid(
+                part=SIGNATURE,
+                found=f"a signature of key {signer.key_id} that is not over this manifest",
+                expected="a signature over the manifest's exact bytes",
+                remedy="do not serve it: find out who changed it, then build, sign and publish it again",
+            )
+    trusted = sorted({signer.key_id for signer in found if signer.vouches})
+    if not trusted:
+        raise SignatureInvalid(
+            part=SIGNATURE,
+            found=f"signatures by unknown keys {', '.join(signer.key_id for signer in found)}",
+            expected=f"one by {', '.join(keyring.keys) or 'a trusted key, and the deployment gives none'}",
+            remedy="sign with a trusted key, or add the signer's public key to the deployment's keyring",
+        )
+    if len(trusted) < signatures:
+        raise SignatureInvalid(
+            part=SIGNATURE,
+            found=f"signatures of {len(trusted)} trusted keys, {', '.join(trusted)}",
+            expected=f"those of {signatures} of {', '.join(keyring.keys)}",
+            remedy="add the missing ones with nlu bundle sign, and publish the bundle again",
+        )
+
+
+def _entries(signature_bytes: bytes) -> tuple[_Signature, ...]:
     try:
-        entries = document.load(
-            _Signatures, signature_bytes, part=SIGNATURE, limit=SIGNATURE_LIMIT
-        ).signatures
+        return document.load(_Signatures, signature_bytes, part=SIGNATURE, limit=SIGNATURE_LIMIT).signatures
     except ManifestInvalid as error:
         raise SignatureInvalid(
             part=error.part, found=error.found, expected="a signature file", remedy="sign the bundle again"
         ) from error
-    trusted = [entry for entry in entries if entry.key_id in keyring.keys]
-    if not trusted:
-        raise SignatureInvalid(
-            part=SIGNATURE,
-            found=f"signatures by unknown keys {', '.join(entry.key_id for entry in entries)}",
-            expected=f"one by {', '.join(keyring.keys) or 'a trusted key, and the deployment gives none'}",
-            remedy="sign with a trusted key, or add the signer's public key to the deployment's keyring",
-        )
-    for entry in trusted:
-        try:
-            keyring.keys[entry.key_id].verify(base64.b64decode(entry.signature), raw)
-        except InvalidSignature as error:
-            raise SignatureInvalid(
-                part=SIGNATURE,
-                found=f"a signature of key {entry.key_id} that is not over this manifest",
-                expected="a signature over the manifest's exact bytes",
-                remedy="do not serve it: find out who changed it, then build, sign and publish it again",
-            ) from error
+
+
+def _vouches(entry: _Signature, raw: bytes, keyring: Keyring) -> bool | None:
+    public = keyring.keys.get(entry.key_id)
+    if public is None:
+        return None
+    try:
+        public.verify(base64.b64decode(entry.signature), raw)
+    except InvalidSignature:
+        return False
+    return True
 
 
 def _base64(public: Ed25519PublicKey) -> str:

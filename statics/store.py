@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -17,8 +18,8 @@ LOCK_WAIT_S = 60.0
 class Store(Protocol):
     """Errors are NotFound, Forbidden, StoreUnavailable and Conflict; what is read is never trusted."""
 
-    def open(self, key: str) -> AbstractContextManager[Iterator[bytes]]:
-        """An object as a stream, read once from its beginning."""
+    def open(self, key: str, offset: int = 0) -> AbstractContextManager[Iterator[bytes]]:
+        """An object as a stream, read once, from byte `offset` on; nothing where it ends before that."""
 
     def read(self, key: str, limit: int) -> tuple[bytes, str | None]:
         """A small object (SizeMismatch beyond `limit` bytes) and its token for `put(if_match=...)`."""
@@ -29,6 +30,15 @@ class Store(Protocol):
         self, key: str, source: bytes | Path, *, if_absent: bool = False, if_match: str | None = None
     ) -> None:
         """Write an object whole or not at all; Conflict if it is there, or not as `if_match` says."""
+
+    def keys(self, prefix: str) -> Iterator[tuple[str, int, datetime]]:
+        """Key, size in bytes and time of the last change of each object under `prefix`, by key.
+
+        For keeping house; a pull never lists.
+        """
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is gone already."""
 
 
 def blob_key(sha256: str) -> str:
@@ -47,6 +57,14 @@ def channel_key(channel: str) -> str:
     return f"channels/{channel}.json"
 
 
+def release_key(channel: str, seq: int) -> str:
+    return f"releases/{channel}/{seq}.json"
+
+
+def audit_key(channel: str, seq: int) -> str:
+    return f"audit/{channel}/{seq}.json"
+
+
 class FolderStore:
     """A store in a folder: for laptops, shared volumes and tests. Its writers exclude each other."""
 
@@ -54,10 +72,12 @@ class FolderStore:
         self.root = root
 
     @contextmanager
-    def open(self, key: str) -> Iterator[Iterator[bytes]]:
+    def open(self, key: str, offset: int = 0) -> Iterator[Iterator[bytes]]:
         with _errors(key):
             file = open(self._path(key), "rb", buffering=0)
         with file:
+            with _errors(key):
+                file.seek(offset)
             yield _chunks(file.fileno(), key)
 
     def read(self, key: str, limit: int) -> tuple[bytes, str | None]:
@@ -82,6 +102,24 @@ class FolderStore:
             else:
                 with disk.plain_file(source, str(source)) as descriptor:
                     disk.replace_file(target, disk.read_chunks(descriptor, str(source)))
+
+    def keys(self, prefix: str) -> Iterator[tuple[str, int, datetime]]:
+        with _errors(prefix):
+            paths = [path for path in self.root.rglob("*") if path.is_file()]
+        for key, path in sorted((path.relative_to(self.root).as_posix(), path) for path in paths):
+            if key.startswith(prefix) and not path.name.startswith(
+                "."
+            ):  # our lock, and what is being written
+                try:
+                    status = path.stat()
+                except FileNotFoundError:
+                    continue  # deleted since
+                yield key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC)
+
+    def delete(self, key: str) -> None:
+        target = self._path(key)
+        with disk.locked(self.root / ".lock", LOCK_WAIT_S), _errors(key):
+            target.unlink(missing_ok=True)
 
     def _check(self, key: str, if_absent: bool, if_match: str | None) -> None:
         exists = self.exists(key)

@@ -4,13 +4,14 @@ Nothing here parses what the files hold; nothing that parses them may run before
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from statics import disk, signing
-from statics.bundle import Bundle
-from statics.errors import FileMissing, FileUnexpected, ServiceMismatch, SignatureMissing
+from statics.bundle import Bundle, components_of
+from statics.errors import Expired, FileMissing, FileUnexpected, ServiceMismatch, SignatureMissing
 from statics.manifest import (
     MANIFEST,
     MANIFEST_LIMIT,
@@ -25,15 +26,24 @@ from statics.manifest import (
 from statics.signing import SIGNATURE_LIMIT, Keyring
 from statics.version import satisfies
 
+CLOCKS_DIFFER = timedelta(minutes=5)
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
 
 @dataclass(frozen=True)
 class Trust:
-    """What the deployment accepts; with a keyring, only what one of its keys has signed."""
+    """What the deployment accepts; with a keyring, only what its keys have signed."""
 
     service: str
     keyring: Keyring | None = None
     require_signature: bool = False
     shared: bool = False  # whether files may have other names too
+    signatures: int = 1  # how many keys of the keyring must have signed
+    now: Callable[[], datetime] = utc_now  # what expiry is judged by
+    pinned: str = ""  # the digest of a bundle that is held to, expired or not, below the floor or not
 
 
 def verify(
@@ -43,12 +53,14 @@ def verify(
     keyring: Keyring | None = None,
     require_signature: bool = False,
     shared: bool = False,
+    signatures: int = 1,
 ) -> Bundle:
     """The bundle at `path`, or the StaticsError that says why it is not one; cheap checks first.
 
-    `shared` admits files that have other names too, as package installers leave them.
+    `shared` admits files that have other names too, as package installers leave them. Expiry is not looked at: who
+    names a folder means that bundle, and one that serves must not stop when its time is over.
     """
-    return verify_bundle(path, Trust(service, keyring, require_signature, shared))
+    return verify_bundle(path, Trust(service, keyring, require_signature, shared, signatures))
 
 
 def verify_bundle(path: Path, trust: Trust) -> Bundle:
@@ -79,7 +91,7 @@ def admit(raw: bytes, signature: bytes | None, trust: Trust) -> Manifest:
                 expected="one by a key this deployment trusts",
                 remedy="sign the bundle when building it, and publish it again",
             )
-        signing.verify(raw, signature, trust.keyring or Keyring({}))
+        signing.verify(raw, signature, trust.keyring or Keyring({}), trust.signatures)
     manifest = parse(raw)
     if not satisfies(trust.service, manifest.requires_service):
         raise ServiceMismatch(
@@ -92,20 +104,46 @@ def admit(raw: bytes, signature: bytes | None, trust: Trust) -> Manifest:
     return manifest
 
 
+def check_expiry(manifest: Manifest, trust: Trust) -> None:
+    """Raises Expired where the bundle's time is over; clocks may differ by CLOCKS_DIFFER."""
+    now = trust.now()
+    if manifest.expires is not None and now > manifest.expires + CLOCKS_DIFFER:
+        raise Expired(
+            part=MANIFEST,
+            found=f"a release that expired at {manifest.expires:%Y-%m-%dT%H:%M:%SZ}; it is {now:%Y-%m-%dT%H:%M:%SZ}",
+            expected="one that may still be used",
+            remedy="publish a new release, or pin this one; and look whether the clock is right",
+        )
+
+
 def check_files(path: Path, manifest: Manifest, *, shared: bool = False) -> None:
     """Exactly the files of the manifest with exactly their bytes; all names and sizes before any bytes."""
-    with disk.directory(path, str(path)) as root:
-        folders = {component.folder for component in manifest.components}
-        _check_names(root, str(path), {MANIFEST} | folders, optional={SIGNATURE})
-        for component in manifest.components:
-            with disk.directory(component.folder, component.folder, inside=root) as folder:
-                _check_names(folder, component.folder, {file.name for file in component.files})
-                for file in component.files:
-                    _check_status(folder, component, file, shared)
-        for component in manifest.components:
-            with disk.directory(component.folder, component.folder, inside=root) as folder:
-                for file in component.files:
-                    _check_bytes(folder, component, file, shared)
+    apart = components_of(path, manifest)
+    own = {component.folder for component in manifest.components} if apart is None else set[str]()
+    with disk.directory(path, str(path)) as inside:
+        _check_names(inside, str(path), {MANIFEST} | own, optional={SIGNATURE})
+        if apart is None:
+            _check_components(inside, {each.folder: each for each in manifest.components}, shared)
+    if apart is not None:
+        check_components(apart, manifest.components)
+
+
+def check_components(components: Path, wanted: Iterable[Component]) -> None:
+    """The same for components that lie in one folder by their digests."""
+    with disk.directory(components, str(components)) as inside:
+        _check_components(inside, {component.digest: component for component in wanted}, shared=False)
+
+
+def _check_components(inside: int, named: Mapping[str, Component], shared: bool) -> None:
+    for name, component in named.items():
+        with disk.directory(name, component.folder, inside=inside) as folder:
+            _check_names(folder, component.folder, {file.name for file in component.files})
+            for file in component.files:
+                _check_status(folder, component, file, shared)
+    for name, component in named.items():
+        with disk.directory(name, component.folder, inside=inside) as folder:
+            for file in component.files:
+                _check_bytes(folder, component, file, shared)
 
 
 def _check_names(

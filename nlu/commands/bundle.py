@@ -1,14 +1,17 @@
-"""`nlu bundle`: build, verify, publish, pull, diff, keygen, and the starter bundle."""
+"""`nlu bundle`: build, sign, verify, publish, pull, diff, keygen, and the starter bundle; see also channels.py."""
 
 from __future__ import annotations
 
-import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
+from nlu.commands import channels
+from nlu.commands.channels import changes_table, expiry, signed_by
 from nlu.commands.options import (
     JsonOption,
     extra,
@@ -21,9 +24,14 @@ from nlu.commands.options import (
 )
 from nlu.progress import Bar
 
+if TYPE_CHECKING:
+    from statics.bundle import Bundle
+    from statics.manifest import Manifest
+
 STARTER = Path(".cache/starter")
 
 app = typer.Typer(no_args_is_help=True, help="Versioned bundles of everything that is served.")
+app.add_typer(channels.app)
 
 
 @app.command()
@@ -47,8 +55,6 @@ def starter(
 ) -> None:
     """Build the starter bundle from the authored content, and print how good its heads are."""
     one_blas_thread()
-    from datetime import UTC, datetime
-
     from nlu import content
     from nlu.settings import shipped_bundle
 
@@ -104,6 +110,9 @@ def build(
         str, typer.Option(help="Version range of this code, e.g. '>=0.1,<0.2'.")
     ] = ">=0.1.0.dev0,<1",
     sign: Annotated[Path | None, typer.Option(help="Private key (PEM) to sign with.")] = None,
+    expires_days: Annotated[
+        int | None, typer.Option(min=1, help="Pods take it for so many days. Default: for ever.")
+    ] = None,
 ) -> None:
     """Put parts together into a bundle; refuses parts made with another vectorizer."""
     from nlu import parts
@@ -111,15 +120,50 @@ def build(
     from statics.signing import load_private
 
     key = load_private(sign) if sign else None
+    created = datetime.now(UTC)
     bundle = build(
         parts.collect(parts_folder),
         out_folder,
         channel=channel,
         seq=seq,
+        created=created,
+        expires=None if expires_days is None else created + timedelta(days=expires_days),
         requires_service=requires_service,
         signing_key=key,
     )
-    out.print(f"{out_folder}: bundle {bundle.digest}")
+    out.print(f"{out_folder}: bundle {bundle.digest}", soft_wrap=True)
+
+
+@app.command()
+def sign(
+    what: Annotated[
+        str, typer.Argument(help="A bundle folder, or a release: STORE#CHANNEL[@SEQ], STORE#DIGEST.")
+    ],
+    key: Annotated[Path, typer.Option(help="Private key (PEM).")],
+) -> None:
+    """Add a signature; those of other keys stay. A release of a store must bear one of a key in NLU_KEYRING."""
+    from nlu.origin import trust_of
+    from statics import signing
+    from statics.publish import add_signatures, countersign
+    from statics.releases import check_source, locate
+    from statics.verify import read_manifest
+
+    private = signing.load_private(key)
+    if Path(what).is_dir():
+        countersign(Path(what), private)
+        raw, signature = read_manifest(Path(what))
+    else:
+        store, release = locate(what)
+        # Without it whoever writes to the store would choose what this key signs.
+        check_source(
+            release,
+            trust_of(settings_for()).keyring or signing.Keyring({}),
+            now=datetime.now(UTC),
+            even_expired=True,
+        )
+        raw, signature = release.raw, signing.sign(release.raw, private, release.signature)
+        add_signatures(store, release.pointer.manifest, signature)
+    out.print(Text(f"{what}: signed by {signed_by(raw, signature, None)}"), soft_wrap=True)
 
 
 @app.command()
@@ -132,16 +176,23 @@ def verify(
     ] = True,
 ) -> None:
     """Check manifest, signature, digests and fingerprint chain, then load everything."""
+    from nlu.origin import trust_of
+    from statics.verify import read_manifest
+
     bundle = verified(folder)
     folder = bundle.path
+    # Installers leave other names to the files of a package, and `verified` has judged that.
+    signed = signed_by(*read_manifest(folder, shared=True), trust_of(settings_for()).keyring)
     out.print(
-        f"{folder}: {len(bundle.manifest.components)} parts, every file as the manifest says; digest {bundle.digest}"
+        f"{folder}: {len(bundle.manifest.components)} parts, every file as the manifest says; digest {bundle.digest}",
+        soft_wrap=True,
+    )
+    out.print(
+        Text(f"{folder}: signed by {signed}; expires: {expiry(bundle.manifest, datetime.now(UTC))}"),
+        soft_wrap=True,
     )
     if load:
-        from nlu import loading
-
-        engine = loading.load(bundle, milvus=settings_for().milvus)
-        out.print(f"{folder}: loads; canaries and golden phrases of {len(engine.fleet.names)} heads hold")
+        _load(bundle)
 
 
 @app.command()
@@ -149,15 +200,37 @@ def publish(
     folder: Annotated[Path, typer.Argument(help="A bundle folder.")],
     store: Annotated[str, typer.Argument(help="A folder, file:///folder or s3://bucket/prefix.")],
     channel: Annotated[str | None, typer.Option(help="Default: the channel in the manifest.")] = None,
+    load: Annotated[
+        bool, typer.Option(help="First load every part, check canaries and golden phrases, as pods will.")
+    ] = True,
 ) -> None:
-    """Publish a bundle: blobs, manifest, and last the channel's pointer."""
+    """Publish a bundle that loads here: blobs, manifest, and last the channel's pointer."""
+    from nlu.origin import trust_of
     from statics.locate import open_store
     from statics.publish import publish
+    from statics.verify import check_expiry
 
     bundle = verified(folder)
+    check_expiry(bundle.manifest, trust_of(settings_for()))
+    if load:
+        _load(bundle)
     with Bar() as track:
-        digest = publish(bundle, open_store(store), channel=channel, progress=track.step)
-    out.print(f"{store}: channel {channel or bundle.manifest.channel} now points to {digest}")
+        digest = publish(
+            bundle,
+            open_store(store),
+            channel=channel,
+            progress=lambda what, done, total: track.step("bytes published", done, total),
+        )
+    out.print(f"{store}: channel {channel or bundle.manifest.channel} now points to {digest}", soft_wrap=True)
+
+
+def _load(bundle: Bundle) -> None:
+    """Load all parts; EngineRefused where a canary or a golden phrase does not hold."""
+    one_blas_thread()
+    from nlu import loading
+
+    engine = loading.load(bundle, milvus=settings_for().milvus)
+    out.print(f"{bundle.path}: loads; canaries and golden phrases of {len(engine.fleet.names)} heads hold")
 
 
 @app.command()
@@ -167,31 +240,38 @@ def pull(
     channel: Annotated[str, typer.Option(help="Which channel.")] = "prod",
 ) -> None:
     """Pull a channel's bundle: only what is missing, verified, all or nothing."""
+    from nlu.origin import trust_of
     from statics.locate import open_store
-    from statics.pull import pull
-    from statics.signing import Keyring
-    from statics.version import service_version
+    from statics.pull import fetch, follow
 
     settings = settings_for()
     with Bar() as track:
-        bundle = pull(
-            open_store(store), root, channel=channel, service=service_version(),
-            keyring=Keyring.load(settings.keyring) if settings.keyring else None,
-            require_signature=settings.require_signature, progress=track.step,
+        fetched = fetch(
+            open_store(store), root, trust=trust_of(settings), channel=channel, min_seq=settings.min_seq,
+            progress=lambda what, done, total: track.step("bytes pulled", done, total),
+            deadline_s=settings.pull_s, bytes_s=settings.pull_bytes_s,
         )  # fmt: skip
-    out.print(f"{bundle.path}: bundle {bundle.digest}, channel {channel}, seq {bundle.manifest.seq}")
+    follow(root, fetched)
+    bundle = fetched.bundle
+    held = " (pinned)" if fetched.pinned else ""
+    out.print(
+        f"{bundle.path}: bundle {bundle.digest}, channel {channel}, seq {bundle.manifest.seq}{held}",
+        soft_wrap=True,
+    )
 
 
 @app.command()
 def diff(
-    old: Annotated[Path, typer.Argument(help="A bundle folder.")],
-    new: Annotated[Path, typer.Argument(help="Another.")],
+    old: Annotated[
+        str, typer.Argument(help="A bundle folder, or a release: STORE#CHANNEL[@SEQ], STORE#DIGEST.")
+    ],
+    new: Annotated[str, typer.Argument(help="Another.")],
     as_json: JsonOption = False,
 ) -> None:
     """What changed between two bundles, and the bytes a pod would pull."""
     from statics.bundle import diff
 
-    changes = diff(verified(old).manifest, verified(new).manifest)
+    changes = diff(_manifest(old), _manifest(new))
     if as_json:
         print_json(
             {
@@ -201,10 +281,16 @@ def diff(
             }
         )
         return
-    table = Table("part", "", "bytes to pull", box=None, pad_edge=False, header_style="dim")
-    for change in changes:
-        table.add_row(change.folder, change.what, str(change.bytes_to_pull))
-    out.print(table)
+    out.print(changes_table(changes))
+
+
+def _manifest(which: str) -> Manifest:
+    """Of a bundle folder or of a release in a store."""
+    if "#" not in which or Path(which).exists():
+        return verified(Path(which)).manifest
+    from statics.releases import locate
+
+    return locate(which)[1].manifest
 
 
 @app.command()
@@ -215,15 +301,10 @@ def keygen(
     keyring: Annotated[Path, typer.Argument(help="The JSON file of trusted public keys; this key is added.")],
 ) -> None:
     """Make a signing key."""
-    import base64
+    from statics.signing import Keyring, generate_key, key_id, save_private
 
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    from statics.signing import generate_key, key_id, save_private
-
+    known = Keyring.load(keyring).keys if keyring.exists() else {}
     secret, public = generate_key()
     save_private(secret, private)
-    known = json.loads(keyring.read_text()) if keyring.exists() else {}
-    known[key_id(public)] = base64.b64encode(public.public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
-    keyring.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    Keyring.of(*known.values(), public).save(keyring)
     out.print(f"{private}: key {key_id(public)}; trusted in {keyring}")

@@ -1,11 +1,14 @@
 """Toy bundles of plain bytes, a real S3 server (moto), and a network that does as it is told."""
 
 import os
+import re
 import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +143,70 @@ def bad_network(s3_endpoint: str) -> Iterator[Callable[[Callable[[socket.socket,
     for listener in listeners:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
+
+
+class Front(ThreadingHTTPServer):
+    """Answers S3's GET out of the folder of a FolderStore, under any bucket name; its moods are options."""
+
+    def __init__(self, root: Path, *, ranges: bool = True, busy: int = 0) -> None:
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.root, self.ranges, self.busy = root, ranges, busy
+        self.refused = 0
+        self.ranges_asked: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Answers(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        front = self.server
+        assert isinstance(front, Front)
+        if "/blobs/" in self.path and front.refused < front.busy:
+            front.refused += 1
+            return self.answer(503, b"<Error><Code>SlowDown</Code></Error>")
+        path = front.root / self.path.split("?")[0].split("/", 2)[2]
+        if not path.is_file():
+            return self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+        body, asked = path.read_bytes(), self.headers.get("Range")
+        if asked is None:
+            return self.answer(200, body)
+        front.ranges_asked.append(asked)
+        offset = int(re.findall(r"\d+", asked)[0])
+        if not front.ranges:
+            return self.answer(200, body)
+        if offset >= len(body):
+            return self.answer(416, b"<Error><Code>InvalidRange</Code></Error>")
+        return self.answer(206, body[offset:], f"bytes {offset}-{len(body) - 1}/{len(body)}")
+
+    def answer(self, status: int, body: bytes, content_range: str = "") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if content_range:
+            self.send_header("Content-Range", content_range)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Silent."""
+
+
+@pytest.fixture
+def front(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Front]]:
+    """Start a Front."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATESTTESTTEST")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-tests")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with ExitStack() as stack:
+
+        def start(root: Path, **options: Any) -> Front:
+            server = stack.enter_context(Front(root, **options))
+            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+            stack.callback(server.shutdown)
+            return server
+
+        yield start
 
 
 def _accept(

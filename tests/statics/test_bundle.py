@@ -1,6 +1,7 @@
 """statics.bundle: building and comparing."""
 
 import os
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -273,3 +274,29 @@ def test_bundle_diff_sees_a_change_of_requirements_alone(
         ("same", 0),
         ("changed", 0),
     ]
+
+
+def test_bundle_finds_its_components_in_its_own_folder_or_beside_others(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    head = bundle.component("head", "intent")
+    assert bundle.folder(head) == bundle.path / "head.intent"
+    root = tmp_path / "root"
+    (root / "components").mkdir(parents=True)
+    (root / "bundles" / "new").mkdir(parents=True)
+    assert (
+        Bundle(root / "bundles" / "new", bundle.manifest, "").folder(head)
+        == root / "components" / head.digest
+    )
+    whole = shutil.copytree(bundle.path, root / "bundles" / "old")  # as older versions left it
+    assert Bundle(whole, bundle.manifest, "").folder(head) == whole / "head.intent"
+
+
+def test_bundle_that_is_built_beside_a_folder_of_that_name_is_whole(
+    make_parts: Callable[..., list[Part]], tmp_path: Path
+) -> None:
+    (tmp_path / "components").mkdir()
+    built = build(make_parts(), tmp_path / "bundles" / "coffee", requires_service="")
+    for component in built.manifest.components:
+        assert built.folder(component) == tmp_path / "bundles" / "coffee" / component.folder
+    verify(built.path, service="1.2.3")

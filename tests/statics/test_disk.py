@@ -203,6 +203,20 @@ def test_disk_exchange_puts_the_old_back_when_it_fails(
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
+def test_disk_locks_are_shared_or_not(tmp_path: Path) -> None:
+    first, second = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
+    assert disk.try_lock(first, shared=True) and disk.try_lock(second, shared=True)
+    assert not disk.try_lock(first)
+    os.close(second)
+    assert disk.try_lock(first)
+    third = os.open(tmp_path, os.O_RDONLY)
+    assert not disk.try_lock(third, shared=True)
+    with pytest.raises(StoreUnavailable, match="a lock that another process holds"):
+        disk.lock(third, "the folder", 0.02, shared=True)
+    os.close(first)
+    os.close(third)
+
+
 def test_disk_lock_excludes_and_says_so(tmp_path: Path) -> None:
     with disk.locked(tmp_path / "lock", 1):
         with pytest.raises(StoreUnavailable, match="a lock that another process holds"):

@@ -20,8 +20,8 @@ def test_errors_read_as_one_line() -> None:
 
 
 def test_errors_have_distinct_codes() -> None:
-    assert len(KINDS) == 19
-    assert len({kind.code for kind in KINDS}) == 19
+    assert len(KINDS) == 20
+    assert len({kind.code for kind in KINDS}) == 20
     assert all(kind.code.replace("-", "").isalpha() and kind.code.islower() for kind in KINDS)
 
 

@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from statics.bundle import Bundle
@@ -62,6 +64,60 @@ def test_manifest_dump_is_these_bytes() -> None:
         b'{\n "channel": "dev",\n "components": [],\n "created": "2026-01-02T00:00:00Z",\n "expires": null,\n'
         b' "format": 1,\n "requires_service": ">=1",\n "seq": 7\n}\n'
     )
+
+
+def test_manifest_writes_what_came_later_only_where_it_is_set() -> None:
+    """Manifests without the two keep their digest, and older code goes on reading them."""
+    plain = manifest()
+    told = plain.model_copy(update={"restores": "a" * 64, "note": "вернули: p99 вырос"})
+    assert b"restores" not in dump(plain) and b"note" not in dump(plain)
+    extra = {"restores": "a" * 64, "note": "вернули: p99 вырос"}
+    assert json.loads(dump(told)) == json.loads(dump(plain)) | extra
+    assert parse(dump(told)) == told and parse(dump(plain)) == plain
+    assert b'"expires": null' in dump(plain)  # which was there from the beginning
+
+
+@pytest.mark.parametrize("note", ["", "x" * 257, "two\nlines", "\x1b[2J", "\u202egpj.exe", "zero\u200bwidth"])
+def test_manifest_refuses_notes_that_could_forge_a_page(note: str, edited: Callable[..., bytes]) -> None:
+    with pytest.raises(ManifestInvalid, match="note"):
+        parse(edited(lambda value: value.update(note=note)))
+    assert parse(edited(lambda value: value.update(note="p99 up 40 %, ticket 12 - назад"))).note
+
+
+@pytest.mark.parametrize("restores", ["", "a" * 63, "A" * 64, 12])
+def test_manifest_refuses_what_is_no_digest_to_restore(
+    restores: object, edited: Callable[..., bytes]
+) -> None:
+    with pytest.raises(ManifestInvalid, match="restores"):
+        parse(edited(lambda value: value.update(restores=restores)))
+
+
+@given(st.data())
+def test_manifest_says_what_its_bytes_said(data: st.DataObject) -> None:
+    """However its bytes are changed: it is refused, or no field of it was dropped, added or read otherwise."""
+    raw = dump(
+        manifest(component("head", "intent", requires={"vectorizer": "abc"}), component("index", "main"))
+    )
+    for _ in range(data.draw(st.integers(0, 3))):
+        at = data.draw(st.integers(0, len(raw)))
+        to = data.draw(st.integers(at, min(len(raw), at + 10)))
+        piece = data.draw(
+            st.binary(max_size=2) | st.sampled_from([b'"note": "x",', b'"seq": 8,', raw[at:to] * 2])
+        )
+        raw = raw[:at] + piece + raw[to:]
+    try:
+        found = parse(raw)
+    except (ManifestInvalid, FormatTooNew):
+        return
+    said, written = json.loads(raw), json.loads(dump(found))
+    assert without_defaults(said) == without_defaults(written)
+
+
+def without_defaults(value: Any) -> Any:
+    components = [
+        {name: each for name, each in component.items() if each != {}} for component in value["components"]
+    ]
+    return {name: each for name, each in (value | {"components": components}).items() if each is not None}
 
 
 def test_manifest_digest_is_over_raw_bytes() -> None:

@@ -15,7 +15,8 @@ from botocore.exceptions import ClientError  # type: ignore[import-untyped,unuse
 from statics import s3
 from statics.errors import Conflict, Forbidden, NotFound, StaticsError, StoreUnavailable
 from statics.s3 import S3Store
-from statics.store import blob_key
+from statics.store import FolderStore, blob_key
+from tests.statics.conftest import Front
 
 Send = Callable[[socket.socket, bytes, int], None]
 BIG = bytes(range(256)) * 2000
@@ -145,6 +146,29 @@ def test_s3_reads_through_a_plain_proxy(
     store.put("k", BIG)
     far = S3Store(bucket, endpoint=bad_network(lambda client, data, sent: client.sendall(data)))
     assert read(far, "k") == BIG
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("offset", [0, 1, 100_000, len(BIG), len(BIG) + 1])
+def test_s3_begins_at_the_offset_whatever_the_server_makes_of_it(
+    front: Callable[..., Front], tmp_path: Path, ranges: bool, offset: int
+) -> None:
+    FolderStore(tmp_path).put("k", BIG)
+    server = front(tmp_path, ranges=ranges)
+    with S3Store("bucket", endpoint=server.url).open("k", offset) as chunks:
+        assert b"".join(chunks) == BIG[offset:]
+    assert server.ranges_asked == ([f"bytes={offset}-"] if offset else [])
+
+
+def test_s3_tries_again_by_itself_where_a_server_is_busy(
+    front: Callable[..., Front], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = blob_key(hashlib.sha256(BIG).hexdigest())
+    FolderStore(tmp_path).put(key, BIG)
+    with pytest.raises(StoreUnavailable, match="HTTP 503 SlowDown"):
+        read(S3Store("bucket", endpoint=front(tmp_path, busy=1).url), key)
+    monkeypatch.setattr(s3, "TRIES", 2)
+    assert read(S3Store("bucket", endpoint=front(tmp_path, busy=1).url), key) == BIG
 
 
 def test_s3_is_unavailable_when_a_body_stalls(

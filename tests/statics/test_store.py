@@ -4,6 +4,7 @@ import hashlib
 import os
 import sys
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,8 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     )
 
 
-def stream(store: Store, key: str) -> bytes:
-    with store.open(key) as chunks:
+def stream(store: Store, key: str, offset: int = 0) -> bytes:
+    with store.open(key, offset) as chunks:
         return b"".join(chunks)
 
 
@@ -83,6 +84,50 @@ def test_store_conflicts_over_a_version_of_nothing(any_store: Store) -> None:
     with pytest.raises(Conflict):
         any_store.put(KEY, b"x", if_match='"0123456789abcdef"')
     assert not any_store.exists(KEY)
+
+
+@pytest.mark.parametrize(("offset", "left"), [(0, 10), (1, 9), (9, 1), (10, 0), (11, 0)])
+def test_store_streams_from_any_byte_on(any_store: Store, offset: int, left: int) -> None:
+    any_store.put(KEY, b"0123456789")
+    assert stream(any_store, KEY, offset) == b"0123456789"[10 - left :]
+    with pytest.raises(NotFound):
+        stream(any_store, "channels/other.json", offset)
+
+
+def test_store_lists_what_is_under_a_prefix(any_store: Store) -> None:
+    before = datetime.now(UTC) - timedelta(seconds=2)
+    for key, size in (("manifests/b.json", 2), ("manifests/a.json", 1), ("channels/dev.json", 3)):
+        any_store.put(key, bytes(size))
+    found = list(any_store.keys("manifests/"))
+    assert [(key, size) for key, size, _ in found] == [("manifests/a.json", 1), ("manifests/b.json", 2)]
+    assert all(before < changed <= datetime.now(UTC) + timedelta(seconds=2) for _, _, changed in found)
+    assert len(list(any_store.keys(""))) == 3
+    assert list(any_store.keys("blobs/")) == []
+
+
+def test_store_lists_more_than_one_page(bucket: str, s3_endpoint: str) -> None:
+    store = S3Store(bucket, "p", endpoint=s3_endpoint)
+    for number in range(1003):
+        store.put(f"blobs/{number:04}", b"")
+    assert [key for key, _, _ in store.keys("blobs/")] == [f"blobs/{number:04}" for number in range(1003)]
+
+
+def test_store_deletes(any_store: Store) -> None:
+    any_store.put(KEY, b"x")
+    any_store.put("channels/other.json", b"x")
+    any_store.delete(KEY)
+    any_store.delete(KEY)  # gone already
+    assert [key for key, _, _ in any_store.keys("")] == ["channels/other.json"]
+
+
+def test_store_lists_nothing_of_a_folder_that_is_not_there(store: FolderStore) -> None:
+    assert list(store.keys("")) == []
+
+
+def test_store_folder_lists_neither_its_lock_nor_what_is_being_written(store: FolderStore) -> None:
+    store.put(KEY, b"x")
+    (store.root / "channels" / ".dev.json.0123").write_bytes(b"half")
+    assert [key for key, _, _ in store.keys("")] == [KEY]
 
 
 def test_store_keys_are_these() -> None:

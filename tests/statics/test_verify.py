@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from statics import disk, signing, verify
 from statics.bundle import Bundle
 from statics.errors import (
     DigestMismatch,
+    Expired,
     FileMissing,
     FileUnexpected,
     FileUnsafe,
@@ -339,3 +341,113 @@ def test_verify_reads_signatures_with_a_limit(signed: Bundle, keyring: Keyring) 
     (signed.path / "manifest.sig").write_bytes(b" " * (signing.SIGNATURE_LIMIT + 1))
     with pytest.raises(SizeMismatch, match="manifest.sig"):
         verify.verify(signed.path, service=SERVICE, keyring=keyring)
+
+
+# Under a root, where bundles share components
+
+
+@pytest.fixture
+def shared(signed: Bundle, tmp_path: Path) -> Bundle:
+    """The same bundle as a pull leaves it."""
+    path = tmp_path / "root" / "bundles" / signed.digest
+    path.mkdir(parents=True)
+    for name in ("manifest.json", "manifest.sig"):
+        shutil.copyfile(signed.path / name, path / name)
+    for component in signed.manifest.components:
+        shutil.copytree(signed.folder(component), tmp_path / "root" / "components" / component.digest)
+    return Bundle(path, signed.manifest, signed.digest)
+
+
+def folder_of(bundle: Bundle, name: str) -> Path:
+    return bundle.folder(bundle.component("head", name))
+
+
+def test_verify_finds_shared_components(shared: Bundle, keyring: Keyring) -> None:
+    assert verify.verify(shared.path, service=SERVICE, keyring=keyring) == shared
+    assert folder_of(shared, "intent").parent == shared.path.parent.parent / "components"
+
+
+@pytest.mark.parametrize(
+    ("harm", "error"),
+    [
+        (lambda bundle: shutil.rmtree(folder_of(bundle, "intent")), FileMissing),
+        (lambda bundle: (folder_of(bundle, "intent") / "extra").write_bytes(b""), FileUnexpected),
+        (lambda bundle: (folder_of(bundle, "intent") / "head.json").write_bytes(b""), SizeMismatch),
+        (lambda bundle: (folder_of(bundle, "intent") / "head.json").write_bytes(b"x" * 18), DigestMismatch),
+        (lambda bundle: (bundle.path / "extra").write_bytes(b""), FileUnexpected),
+        (
+            lambda bundle: (bundle.path / "head.intent").mkdir(),
+            FileMissing,
+        ),  # a whole bundle, then, and not whole
+        (
+            lambda bundle: (folder_of(bundle, "intent") / "head.json").rename(
+                folder_of(bundle, "intent") / "x"
+            ),
+            FileMissing,
+        ),
+    ],
+)
+def test_verify_refuses_shared_components_that_are_wrong(
+    shared: Bundle, harm: Callable[[Bundle], object], error: type[StaticsError]
+) -> None:
+    harm(shared)
+    with pytest.raises(error):
+        verify.verify(shared.path, service=SERVICE)
+
+
+def test_verify_refuses_a_shared_component_that_is_another(shared: Bundle) -> None:
+    """Swapped for one that is whole in itself."""
+    intent, emotion = folder_of(shared, "intent"), folder_of(shared, "emotion")
+    shutil.rmtree(intent)
+    shutil.copytree(emotion, intent)
+    with pytest.raises(SizeMismatch, match="head.intent/head.json"):
+        verify.verify(shared.path, service=SERVICE)
+
+
+def test_verify_refuses_a_linked_shared_component(shared: Bundle) -> None:
+    intent = folder_of(shared, "intent")
+    outside = intent.rename(shared.path.parent / "outside")
+    intent.symlink_to(outside)
+    with pytest.raises(FileUnsafe, match="head.intent"):
+        verify.verify(shared.path, service=SERVICE)
+
+
+# Who vouches, and for how long
+
+
+def test_verify_asks_for_as_many_signatures_as_it_is_told(
+    make_bundle: Callable[..., Bundle], key: Ed25519PrivateKey
+) -> None:
+    bundle, second = make_bundle(signing_key=key), generate_key()[0]
+    keyring = Keyring.of(key.public_key(), second.public_key())
+    verify.verify(bundle.path, service=SERVICE, keyring=keyring)
+    with pytest.raises(SignatureInvalid):
+        verify.verify(bundle.path, service=SERVICE, keyring=keyring, signatures=2)
+    raw, path = (bundle.path / "manifest.json").read_bytes(), bundle.path / "manifest.sig"
+    path.write_bytes(signing.sign(raw, second, path.read_bytes()))
+    verify.verify(bundle.path, service=SERVICE, keyring=keyring, signatures=2)
+
+
+@pytest.mark.parametrize(
+    ("late", "expired"),
+    [
+        (timedelta(days=-1), False),
+        (timedelta(0), False),
+        (timedelta(minutes=5), False),
+        (timedelta(minutes=5, seconds=1), True),
+        (timedelta(days=2), True),
+    ],
+)
+def test_verify_judges_expiry_by_the_clock_it_is_given(
+    make_bundle: Callable[..., Bundle], late: timedelta, expired: bool
+) -> None:
+    expires = datetime(2026, 5, 1, tzinfo=UTC)
+    bundle = make_bundle(expires=expires)
+    trust = verify.Trust(SERVICE, now=lambda: expires + late)
+    verify.verify_bundle(bundle.path, trust)  # a bundle that serves goes on
+    if not expired:
+        verify.check_expiry(bundle.manifest, trust)
+    else:
+        with pytest.raises(Expired, match="expired at 2026-05-01T00:00:00Z"):
+            verify.check_expiry(bundle.manifest, trust)
+    verify.check_expiry(make_bundle().manifest, trust)  # one without a date never does
