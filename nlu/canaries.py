@@ -20,6 +20,7 @@ FILE = "canaries.safetensors"
 # int8 kernels of different CPU generations agree to about 0.999; another model of the same width is near 0.
 MIN_COSINE = 0.99
 MAX_DIFFERENCE = 0.05
+MIN_PHRASES, MAX_PHRASES = 64, 1024  # fewer prove little; more only hold up a load
 
 PHRASES = tuple(
     """
@@ -68,11 +69,14 @@ def check(part: str, folder: Path, vectorizer: Vectorizer) -> None:
         with safe_open(folder / FILE, "numpy") as file:
             stored = file.get_tensor("vectors").astype(np.float32)
             phrases = [*map(str, json.loads((file.metadata() or {})["phrases"]))]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise EngineRefused(
             part, found=f"no readable {FILE}", expected="the canaries of its vectorizer", remedy=remedy
         ) from error
-    if stored.shape != (len(phrases), vectorizer.dim) or not phrases:
+    if not MIN_PHRASES <= len(phrases) <= MAX_PHRASES:
+        expected = f"{MIN_PHRASES} to {MAX_PHRASES}"
+        raise EngineRefused(part, found=f"{len(phrases)} canary phrases", expected=expected, remedy=remedy)
+    if stored.shape != (len(phrases), vectorizer.dim):
         found = f"canary vectors of shape {stored.shape}"
         raise EngineRefused(part, found=found, expected=f"({len(phrases)}, {vectorizer.dim})", remedy=remedy)
     fresh = np.stack([encoding.sentence for encoding in vectorizer.encode(phrases, tokens=False)])

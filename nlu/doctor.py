@@ -10,11 +10,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from nlu import guard
 from nlu.settings import Settings
 from statics.version import service_version
+
+if TYPE_CHECKING:
+    from statics.bundle import Bundle
 
 State = Literal["ok", "note", "bad"]
 
@@ -44,6 +48,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         ("redis", lambda: _redis(settings)),
         ("store", lambda: _store(settings)),
         ("signatures", lambda: _signatures(settings)),
+        ("safety", lambda: _safety(settings)),
         ("bundle", lambda: _bundle(settings)),
     )
     for name, check in checks:
@@ -209,15 +214,40 @@ def _signatures(settings: Settings) -> Iterator[Finding]:
         )
 
 
+def _safety(settings: Settings) -> Iterator[Finding]:
+    warnings = guard.self_check(settings)
+    for warning in warnings:
+        found, _, remedy = warning.rpartition("; ")
+        yield Finding("safety", "note", found, remedy)
+    if not warnings:
+        yield Finding("safety", "ok", "no root, and no file that others may change")
+
+
 def _bundle(settings: Settings) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory() as scratch:  # a doctor changes nothing, a pull included
         yield from _examined(settings.model_copy(update={"statics": Path(scratch)}))
 
 
+def _memory(settings: Settings, loaded: Bundle) -> Finding:
+    """Whether a release of which every part is new could be loaded beside this one."""
+    from nlu import memory
+    from nlu.errors import EngineRefused
+
+    used, limit = memory.rss_bytes(), memory.limit_bytes(settings)
+    room = f"{used / 2**20:.0f} MiB with this bundle loaded, of {limit / 2**20:.0f} MiB"
+    try:
+        memory.gate(
+            loaded, None, None, used=used * settings.processes, limit=limit, processes=settings.processes
+        )
+    except EngineRefused as error:
+        return Finding("memory", "note", f"{room}: a swap would be refused ({error.found})", error.remedy)
+    return Finding("memory", "ok", f"{room}: enough to swap")
+
+
 def _examined(settings: Settings) -> Iterator[Finding]:
     from nlu import loading
     from nlu.errors import EngineRefused
-    from nlu.serve import find_bundle
+    from nlu.origin import find_bundle
     from statics.errors import StaticsError
 
     began = time.perf_counter()
@@ -239,6 +269,7 @@ def _examined(settings: Settings) -> Iterator[Finding]:
         f"{found.digest[:12]}, {origin} (channel {found.manifest.channel}, seq {found.manifest.seq}, {size / 2**20:.1f} MiB): "
         f"verified in {verified - began:.2f} s, loaded and checked in {loaded - verified:.2f} s",
     )
+    yield _memory(settings, found)
     phrase = "what's the weather like tomorrow"
     engine.vectorizer.encode([phrase])
     began = time.perf_counter()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,11 +25,12 @@ from nlu import canaries
 from nlu.cold import ColdTable
 from nlu.engine import Engine
 from nlu.errors import EngineRefused, VectorizerRefused
+from nlu.graphs import check_graphs
 from nlu.normalizer import normalize
 from nlu.ranker import Ranker
 from nlu.routes import Routes
 from nlu.types import Versions
-from nlu.vectorizer import Vectorizer
+from nlu.vectorizer import Vectorizer, is_whole
 from statics.bundle import Bundle
 from statics.manifest import Component
 from statics.version import service_version
@@ -52,12 +54,22 @@ def load(
     pages: Pages = "own",
     milvus: tuple[str, str] = ("", ""),
 ) -> Engine:
-    """Load a verified bundle; raises EngineRefused where its parts do not belong together.
+    """Load a verified bundle; raises EngineRefused where its parts do not belong together, and then holds nothing of it.
 
     `placement` is where the vectors of replies are searched: cpu, gpu or gpu:N; `pages` whose memory they lie in. `milvus` is the address and the token
     of the server that a bundle may point to instead.
     """
-    loader = _Loader(bundle, {} if before is None else before.parts)
+    try:
+        return _load(bundle, {} if before is None else before.parts, placement, pages, milvus)
+    except BaseException as error:
+        _let_go(error)
+        raise
+
+
+def _load(
+    bundle: Bundle, known: dict[str, object], placement: str, pages: Pages, milvus: tuple[str, str]
+) -> Engine:
+    loader = _Loader(bundle, known)
     vectorizer = loader.one("vectorizer", _vectorizer)
     if vectorizer is None:
         raise EngineRefused(
@@ -91,7 +103,7 @@ def load(
         cold=_checked_fingerprint(loader.one("cold", ColdTable), vectorizer),
         parts=loader.parts,
     )
-    vectorizer.encode([normalize(text, uncased=vectorizer.spec.uncased).text for text in WARM_UP])
+    _warm_up(vectorizer)
     logger.info(
         "loaded bundle %s: %d heads, %d shadows, %d reply rows",
         bundle.digest[:12],
@@ -100,6 +112,13 @@ def load(
         len(engine.replies or ()),
     )
     return engine
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Whoever keeps an error to tell why keeps its frames too, and they the parts of the load that was refused."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 class _Loader:
@@ -114,10 +133,13 @@ class _Loader:
         if loaded is None:
             try:
                 loaded = make(self._bundle.folder(component))
-            except (ValueError, VectorizerRefused) as error:
+            except (EngineRefused, MemoryError):
+                raise
+            except Exception as error:  # of bytes made to harm, a parser may raise anything
+                told = isinstance(error, ValueError | VectorizerRefused)
                 raise EngineRefused(
                     f"{component.kind} {component.name}",
-                    found=str(error),
+                    found=str(error) if told else f"{type(error).__name__} ({error})",
                     expected="a part this code can load",
                     remedy="rebuild it",
                 ) from error
@@ -137,6 +159,16 @@ class _Loader:
                 remedy="drop one",
             )
         return self.part(components[0], make) if components else None
+
+
+def _warm_up(vectorizer: Vectorizer) -> None:
+    phrases = [normalize(text, uncased=vectorizer.spec.uncased).text for text in WARM_UP]
+    for phrase, encoding in zip(phrases, vectorizer.encode(phrases), strict=True):
+        if not is_whole(encoding):
+            raise EngineRefused(
+                "vectorizer", found=f"vectors of {json.dumps(phrase)} that are not finite or not of unit length",
+                expected="such vectors for every phrase", remedy="export it again",
+            )  # fmt: skip
 
 
 def _vectorizer(folder: Path) -> Vectorizer:
@@ -169,6 +201,7 @@ def _points_to_milvus(folder: Path) -> bool:
 
 
 def _head(folder: Path) -> Head:
+    check_graphs(folder)  # of boosted heads; the vectorizer and the ranker look at their own
     return table.load(folder)
 
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from index.replies import Hit
 from nlu.errors import EngineRefused
 from nlu.features import Features, Said, Situation, repeats
+from nlu.graphs import check_graph
 from nlu.types import Candidate
 
 FORMAT: Literal[1] = 1
@@ -189,6 +190,7 @@ def diverse(scores: Sequence[float], vectors: NDArray[np.float32], diversity: fl
 
 def _session(model: bytes, width: int) -> Any:
     """The graph, from its bytes, so that nothing outside the verified folder can be pulled in; raises ValueError."""
+    check_graph(model, MODEL_FILE)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4  # a graph that is refused is refused by us, in words

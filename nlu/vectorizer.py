@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 
 from annotators.annotator import Encoding
 from nlu.errors import VectorizerRefused
+from nlu.graphs import GraphRefused, check_graph
 from nlu.normalizer import RULES_VERSION
 
 MODEL_FILE = "model.onnx"
@@ -30,6 +31,12 @@ TOKENIZER_FILE = "tokenizer.json"
 SPEC_FILE = "vectorizer.json"
 FORMAT: Literal[1] = 1
 
+_TYPES = {
+    "input_ids": "tensor(int64)",
+    "attention_mask": "tensor(int64)",
+    "sentence": "tensor(float)",
+    "tokens": "tensor(float)",
+}
 _GPU_TOKEN_BUDGET = 16_384
 _GPU_MAX_BATCH = 512
 _BULK_CHUNK = 32
@@ -75,6 +82,10 @@ class Vectorizer:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            check_graph(model, str(folder / MODEL_FILE))
+        except GraphRefused as error:
+            raise VectorizerRefused(str(error)) from error
         # From bytes, so that nothing outside the verified folder can be pulled in as external data.
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=list(providers))
@@ -96,6 +107,10 @@ class Vectorizer:
             return [self._encode_alone(phrase, tokens=tokens) for phrase in phrases]
         return self._encode_padded(phrases, tokens=tokens)
 
+    def count(self, phrase: str) -> int:
+        """How many tokens of a phrase (already normalised) the model reads, its own special ones included."""
+        return len(self._tokenizer.encode(phrase).ids)
+
     def encode_corpus(
         self, phrases: Sequence[str], *, tokens: bool = True, workers: int
     ) -> Iterator[Encoding]:
@@ -104,6 +119,11 @@ class Vectorizer:
         with ThreadPoolExecutor(workers) as pool:
             for encodings in pool.map(lambda chunk: self.encode(chunk, tokens=tokens), chunks):
                 yield from encodings
+
+    def _look_up(self, piece: int) -> None:
+        """Raises what ONNX Runtime does where the tokenizer knows pieces that the model does not."""
+        ids = np.array([[piece]], np.int64)
+        self._session.run(["sentence"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
 
     def _encode_alone(self, phrase: str, *, tokens: bool) -> Encoding:
         words = self._tokenizer.encode(phrase)
@@ -142,8 +162,14 @@ class Vectorizer:
                 f"{folder}: found a graph with inputs {sorted(names[0])} and outputs {sorted(names[1])}, expected input_ids and "
                 "attention_mask in, sentence and tokens out; export it with `nlu vectorizer export`"
             )
+        types = {node.name: node.type for node in (*self._session.get_inputs(), *self._session.get_outputs())}
+        if types != _TYPES:
+            raise VectorizerRefused(
+                f"{folder}: found a graph of {types}, expected {_TYPES}; export it with `nlu vectorizer export`"
+            )
         try:
             probe = self.encode(["are you there"])[0]
+            self._look_up(max(self._tokenizer.get_vocab().values(), default=0))
         except Exception as error:
             raise VectorizerRefused(f"{folder}: the model does not run ({error}); export it again") from error
         found = probe.sentence.shape[-1], 0 if probe.tokens is None else probe.tokens.shape[-1]
@@ -152,10 +178,17 @@ class Vectorizer:
                 f"{folder}: found vectors {found[0]} and {found[1]} wide, expected {self.dim} and {self.token_dim} as "
                 f"{SPEC_FILE} says; export it again"
             )
-        if not np.isfinite(probe.sentence).all() or abs(float(np.linalg.norm(probe.sentence)) - 1) > 1e-2:
+        if not is_whole(probe):
             raise VectorizerRefused(
                 f"{folder}: found vectors that are not finite and of unit length; export it again"
             )
+
+
+def is_whole(encoding: Encoding) -> bool:
+    """Whether every number is one, and the sentence vector of unit length."""
+    length = float(np.linalg.norm(encoding.sentence))
+    tokens_whole = encoding.tokens is None or bool(np.isfinite(encoding.tokens).all())
+    return abs(length - 1) <= 1e-2 and tokens_whole
 
 
 def fingerprint(folder: Path) -> str:

@@ -141,10 +141,16 @@ def other_tensor(folder: Path) -> None:
         pytest.param(
             metadata_of(phrases=json.dumps([1] * 64)), "canaries that moved", id="phrases-of-numbers"
         ),
-        pytest.param(metadata_of(phrases="[]"), r"canary vectors of shape \(64, 8\)", id="no-phrases"),
+        pytest.param(metadata_of(phrases="[]"), "0 canary phrases, expected 64 to 1024", id="no-phrases"),
+        pytest.param(metadata_of(phrases='["yes"]'), "1 canary phrases", id="one-phrase"),
+        pytest.param(metadata_of(phrases=json.dumps(["yes"] * 63)), "63 canary phrases", id="fewer-phrases"),
         pytest.param(
-            metadata_of(phrases='["yes"]'), r"canary vectors of shape \(64, 8\)", id="fewer-phrases"
+            metadata_of(phrases=json.dumps(["yes"] * 65)),
+            r"canary vectors of shape \(64, 8\)",
+            id="more-phrases",
         ),
+        pytest.param(metadata_of(phrases=json.dumps(["yes"] * 1025)), "1025 canary phrases", id="too-many"),
+        pytest.param(metadata_of(phrases="[" * 100_000), "no readable", id="phrases-nested"),
         pytest.param(vectors_of(lambda v: v[:-1]), r"canary vectors of shape \(63, 8\)", id="fewer-vectors"),
         pytest.param(vectors_of(lambda v: v[:, 0]), r"canary vectors of shape \(64,\)", id="flat"),
         pytest.param(vectors_of(lambda v: v * np.float16("nan")), "canaries that moved", id="nan"),
@@ -166,7 +172,7 @@ def test_canaries_refuse_a_file_that_is(
 
 def test_canaries_of_no_phrases_and_no_vectors_prove_nothing(folder: Path, vectorizer: Vectorizer) -> None:
     rewrite(folder, np.zeros((0, 8), np.float16), {"phrases": "[]", "vectorizer": vectorizer.fingerprint})
-    with pytest.raises(EngineRefused, match=r"canary vectors of shape \(0, 8\)"):
+    with pytest.raises(EngineRefused, match="0 canary phrases"):
         canaries.check("head intent", folder, vectorizer)
 
 

@@ -242,8 +242,9 @@ def test_ranker_of_a_graph_scores_with_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        pytest.param(b"", "does not load", id="empty"),
-        pytest.param(b"not a model", "does not load", id="no-model"),
+        pytest.param(b"", "found 0 nodes", id="empty"),
+        pytest.param(b"not a model", "found bytes that are cut or garbage", id="no-model"),
+        pytest.param(graph(2).replace(b"weights", b"nowhere", 1), "does not load", id="broken"),
         pytest.param(
             graph(3), r"inputs \[\('features', \[3\]\)\].*expected features \[rows, 2\]", id="too-wide"
         ),
