@@ -54,7 +54,7 @@ check: $(VENV)/.dev  ## style, types, layers, stubs
 	$(BIN)/mypy nlu annotators index statics tests benchmarks
 	$(BIN)/lint-imports
 	mkdir -p build/proto
-	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=build/proto --pyi_out=build/proto --grpc_python_out=build/proto proto/nlu/v1/nlu.proto
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=build/proto --pyi_out=build/proto --grpc_python_out=build/proto proto/nlu/v1/nlu.proto proto/nlu/v1/control.proto
 	diff -r -x __init__.py -x __pycache__ build/proto/nlu/v1 nlu/v1
 
 fix: $(VENV)/.dev  ## format and mend what can be mended
@@ -62,7 +62,7 @@ fix: $(VENV)/.dev  ## format and mend what can be mended
 	$(BIN)/ruff format .
 
 proto: $(VENV)/.dev  ## stubs from proto/
-	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/nlu/v1/nlu.proto
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/nlu/v1/nlu.proto proto/nlu/v1/control.proto
 
 bench: $(VENV)/.dev  ## the numbers README cites
 	$(BIN)/python -m benchmarks.latency

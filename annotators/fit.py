@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import log_loss
 
-from annotators import calibration, fit_outside, golden, thresholds
+from annotators import calibration, fit_outside, golden, prior, thresholds
 from annotators.annotator import Encoding, HeardTurn
 from annotators.answers import Answers, HeldOut, Rows
 from annotators.boosted import BoostedHead
@@ -90,6 +90,7 @@ class Learnt:
     scores: FloatArray  # [held-out rows, labels], calibrated
     answers: Answers  # of the held-out rows
     promised: NDArray[np.float64]  # [labels] recall to be expected
+    prior: dict[str, float] | None  # shares of what it says of held-out rows
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -266,8 +267,10 @@ def learn(
         )  # fmt: skip
     scores = link(held_out.raw, scale, shift, exclusive=judged.exclusive)[1]
     limits, promised = _limits(scores, held_out, judged, fitted, scale, shift, plan)
+    inside = None if fitted is None else fitted.inside_scores < fitted.outside.threshold
+    said = prior.of_scores(judged.names, scores, limits, exclusive=judged.exclusive, inside=inside)
     return Learnt(
-        model, strength, losses, scale, shift, limits, fitted, held_out.raw, scores, judged, promised
+        model, strength, losses, scale, shift, limits, fitted, held_out.raw, scores, judged, promised, said
     )
 
 
@@ -448,5 +451,6 @@ def _spec(
         requires=Requires(vectorizer=about.fingerprint),
         params=params or {},
         metrics=metrics,
+        prior=learnt.prior,
         made_by=about.made_by,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators import calibration, thresholds
+from annotators import calibration, prior, thresholds
 from annotators.anchors import AnchorsHead
 from annotators.answers import Answers
 from annotators.fit import About
@@ -64,9 +64,28 @@ def make_anchors(
             Golden(text=texts[i], label=answers.names[targets[i]])
             for i in order[:: max(1, len(order) // GOLDEN)][:GOLDEN]
         ),
+        prior=_said(answers.names, anchors, owner, scale, shift, threshold) if hits.any() else None,
         made_by=about.made_by,
     )
     return AnchorsHead(spec, anchors, owner)
+
+
+def _said(
+    names: Sequence[str],
+    anchors: FloatArray,
+    owner: NDArray[np.int64],
+    scale: float,
+    shift: float,
+    threshold: float,
+) -> dict[str, float] | None:
+    """Shares of what the head would say of each anchor, if that anchor were not among its own."""
+    cosines = anchors @ anchors.T
+    np.fill_diagonal(cosines, -1.0)
+    scores = np.zeros((len(anchors), len(names)), np.float32)
+    nearest = cosines.argmax(axis=1)
+    rows = np.arange(len(anchors))
+    scores[rows, owner[nearest]] = calibration.logistic(cosines[rows, nearest], scale, shift)
+    return prior.of_scores(names, scores, (threshold,) * len(names), exclusive=True)
 
 
 def _left_out(

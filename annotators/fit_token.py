@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators import calibration, linear, thresholds
+from annotators import calibration, linear, prior, thresholds
 from annotators.annotator import Encoding, Heard, Span
 from annotators.answers import Rows
 from annotators.fit import About
@@ -130,6 +131,7 @@ def fit_token(
                 "phrases": float(len(phrases)),
                 "regularisation": strength,
             },
+            "prior": _said(names, proposed, chances, limits, len(phrases)),
         }
     )
     transitions = counted * np.float32(influence) if influence else None
@@ -260,6 +262,20 @@ def _limits(
         thresholds.best(chances[labels == label], right[labels == label], float(wanted[label]), beta)
         for label in range(len(wanted))
     )
+
+
+def _said(
+    names: Sequence[str],
+    proposed: Sequence[Proposed],
+    chances: FloatArray,
+    limits: Sequence[float],
+    phrases: int,
+) -> dict[str, float] | None:
+    """Shares of the spans that heads of other folds marked, and of the phrases in which they marked none."""
+    marked = [each for each, chance in zip(proposed, chances, strict=True) if chance >= limits[each.label]]
+    counts = Counter(names[each.label] for each in marked)
+    counts[prior.NONE] += phrases - len({each.phrase for each in marked})
+    return prior.shares(counts)
 
 
 def _golden_spans(head: TokenHead, phrases: Sequence[TaggedEncoding]) -> tuple[Golden, ...]:

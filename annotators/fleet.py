@@ -8,8 +8,10 @@ blocks of that one shape, and so the arithmetic behind a score never depends on 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, TypeGuard
 
 import numpy as np
@@ -163,6 +165,7 @@ class Answered(NamedTuple):
 
     live: tuple[Annotation, ...]
     shadows: Callable[[], tuple[Annotation, ...]]  # computed when called, from any thread
+    seconds: Mapping[str, float] = MappingProxyType({})  # the live heads', by kind; the one product is of sentence
 
 
 class Fleet:
@@ -181,6 +184,7 @@ class Fleet:
                     remedy="add that head, or remove the shadow",
                 )
         self.names = tuple(self.heads)
+        self.kinds = frozenset(head.spec.kind for head in self.heads.values())
         linear = [head for head in self.heads.values() if _is_linear(head)]
         candidates = [head for head in self.shadows.values() if _is_linear(head)]
         self.stack = Stack.of([*linear, *candidates])
@@ -214,25 +218,36 @@ class Fleet:
         """Every wanted head's answer, in the fleet's order. A head that raises is reported as an error, alone."""
         return self.answer(heard, wanted=wanted).live
 
-    def answer(self, heard: Heard, *, wanted: frozenset[str] | None = None) -> Answered:
+    def answer(
+        self, heard: Heard, *, wanted: frozenset[str] | None = None, skip: frozenset[str] = frozenset()
+    ) -> Answered:
         """What `annotate` returns, and what the shadows of those heads say: their rows are in the same product, and all
-        else they cost is left to whoever calls for it, after the reply is given."""
+        else they cost is left to whoever calls for it, after the reply is given. Heads to `skip` are wanted, and there is
+        no time for them: they answer "skipped", and their shadows nothing."""
+        began = time.perf_counter()
         scored = self._score(heard, wanted)
+        now = time.perf_counter()
+        seconds = {"sentence": now - began}
+        live = []
+        for name, head in self.heads.items():
+            if wanted is not None and name not in wanted:
+                continue
+            if name in skip:
+                live.append(_skipped(head))
+                continue
+            live.append(_guarded(head, heard, scored, self._linear.get(name), logging.ERROR))
+            before, now = now, time.perf_counter()
+            seconds[head.spec.kind] = seconds.get(head.spec.kind, 0.0) + now - before
 
-        def answers(
-            heads: Mapping[str, Head], columns: Mapping[str, int], level: int
-        ) -> tuple[Annotation, ...]:
+        def shadows() -> tuple[Annotation, ...]:
             return tuple(
-                _guarded(head, heard, scored, columns.get(name), level)
-                for name, head in heads.items()
-                if wanted is None or name in wanted
+                # A candidate that always fails must not fill the log of the service; its failures are counted.
+                _guarded(head, heard, scored, self._candidates.get(name), logging.DEBUG)
+                for name, head in self.shadows.items()
+                if (wanted is None or name in wanted) and name not in skip
             )
 
-        return Answered(
-            answers(self.heads, self._linear, logging.ERROR),
-            # A candidate that always fails must not fill the log of the service; its failures are counted.
-            lambda: answers(self.shadows, self._candidates, logging.DEBUG),
-        )
+        return Answered(tuple(live), shadows, seconds)
 
     def _score(self, heard: Heard, wanted: frozenset[str] | None) -> _Scored | None:
         stack = self.stack
@@ -300,6 +315,10 @@ def _mixed(each: NDArray[np.float32], weights: NDArray[np.float32] | None) -> li
     """[...] of [hypotheses, ...]."""
     mixed: list[float] = (each[0] if weights is None else np.add.reduce(weights[:, None] * each)).tolist()
     return mixed
+
+
+def _skipped(head: Head) -> Annotation:
+    return Annotation(head.spec.name, head.spec.kind, Status.SKIPPED, version=head.version, note="no time")
 
 
 def _guarded(

@@ -16,6 +16,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from annotators.outside import Outside
+from annotators.prior import NONE
 
 FORMAT: Literal[1] = 1
 SPEC_FILE = "head.json"
@@ -75,6 +76,7 @@ class Spec(_Strict):
     params: dict[str, Any] = {}
     golden: tuple[Golden, ...] = ()
     metrics: dict[str, float] = {}
+    prior: dict[str, float] | None = None  # shares of what it says in training; see annotators.prior
     made_by: str = ""
 
     @model_validator(mode="after")
@@ -86,11 +88,20 @@ class Spec(_Strict):
                 raise ValueError(
                     f"{field} has {len(getattr(self, field))} values for {len(self.labels)} labels"
                 )
+        if self.prior is not None:
+            _check_shares(self.prior, {*self.labels, NONE})
         if self.outside is not None and not self.exclusive:
             raise ValueError(
                 "outside is for labels that exclude each other; others reject by their thresholds"
             )
         return self
+
+
+def _check_shares(prior: Mapping[str, float], known: set[str]) -> None:
+    if strangers := sorted(prior.keys() - known):
+        raise ValueError(f"prior has shares of {', '.join(map(repr, strangers))}, which are no labels")
+    if min(prior.values(), default=0.0) < 0 or abs(sum(prior.values()) - 1) > 1e-2:
+        raise ValueError("prior must be shares that sum to 1")
 
 
 Tensors = dict[str, NDArray[np.float32]]

@@ -108,7 +108,7 @@ async def _swapped(engine: Engine, bundles: Sequence[Bundle]) -> tuple[Calls, li
     calls, loads = Calls(), []
     async with AsyncExitStack() as stack:
         pipeline = await stack.enter_async_context(pipeline_of(engine, settings))
-        servicer, stub = await stack.enter_async_context(serving(pipeline))
+        desk, stub = await stack.enter_async_context(serving(pipeline))
         await _call(stub, said, calls, asyncio.Event())  # every phrase once, before anything changes
         enough = asyncio.Event()
         starts = [PHRASES * i // CALLERS for i in range(CALLERS)]
@@ -122,7 +122,7 @@ async def _swapped(engine: Engine, bundles: Sequence[Bundle]) -> tuple[Calls, li
             engine = await asyncio.to_thread(loading.load, bundle, before=engine)
             loads.append((time.perf_counter() - began) * 1000)
             calls.loading = False
-            servicer.pipeline = await stack.enter_async_context(pipeline_of(engine, settings))
+            await desk.flip(await stack.enter_async_context(pipeline_of(engine, settings)))
         await asyncio.sleep(SECONDS)
         enough.set()
         await asyncio.gather(*callers)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.text import Text
 
 from nlu.commands import bundle as bundle_commands
 from nlu.commands import cache as cache_commands
+from nlu.commands import callers as callers_commands
 from nlu.commands import heads as heads_commands
 from nlu.commands import index as index_commands
+from nlu.commands import release as release_commands
 from nlu.commands import teach as teach_commands
 from nlu.commands import vectorizer as vectorizer_commands
 from nlu.commands.options import (
@@ -30,6 +32,8 @@ from nlu.commands.options import (
 from nlu.progress import err
 
 if TYPE_CHECKING:
+    import grpc
+
     from nlu.types import Utterance
     from nlu.v1 import nlu_pb2 as pb
 
@@ -44,10 +48,20 @@ app.add_typer(heads_commands.app, name="heads")
 app.add_typer(index_commands.app, name="index")
 app.add_typer(cache_commands.app, name="cache")
 app.add_typer(bundle_commands.app, name="bundle")
+app.add_typer(callers_commands.app, name="callers")
+app.add_typer(release_commands.app)
 
 TargetOption = Annotated[
     str, typer.Option(help="host:port of a running server; without it the bundle is loaded here.")
 ]
+TokenOption = Annotated[
+    str, typer.Option(envvar="NLU_TOKEN", help="What `nlu callers add` printed.", show_envvar=True)
+]
+CaOption = Annotated[
+    Path | None, typer.Option(exists=True, help="PEM of who signed the server's certificate; turns TLS on.")
+]
+CertOption = Annotated[Path | None, typer.Option(exists=True, help="PEM of our own certificate, for mTLS.")]
+KeyOption = Annotated[Path | None, typer.Option(exists=True, help="PEM of its key.")]
 
 
 @app.command()
@@ -58,14 +72,20 @@ def serve(
 ) -> None:
     """Serve a bundle over gRPC until told to stop. Settings come from NLU_* variables; options win."""
     one_blas_thread()
-    from nlu.serve import serve as run
+    from nlu import logs
+    from nlu.errand import leave
 
     chosen = {"host": host, "port": port}
     settings = settings_for(bundle).model_copy(
         update={name: value for name, value in chosen.items() if value is not None}
     )
-    _log(settings.log_level)
+    logs.configure(settings)
+    if settings.processes > 1:
+        from nlu.crew import supervise as run  # it loads no model, and imports nothing that could
+    else:
+        from nlu.serve import serve as run
     asyncio.run(run(settings))
+    leave()
 
 
 @app.command()
@@ -87,6 +107,10 @@ def say(
     replies: Annotated[int, typer.Option(help="How many replies.")] = 5,
     explain: Annotated[bool, typer.Option(help="Thresholds, ranking features and tried routes too.")] = False,
     as_json: JsonOption = False,
+    token: TokenOption = "",
+    ca: CaOption = None,
+    cert: CertOption = None,
+    key: KeyOption = None,
 ) -> None:
     """Say something and see what was understood."""
     from nlu import show
@@ -106,7 +130,7 @@ def say(
         raw_scores=explain,
     )
     if target:
-        reply = _call(target, "Understand", _request(utterance))
+        reply = _call(target, "Understand", _request(utterance), Door(token, ca, cert, key))
     else:
         reply = asyncio.run(_understand_here(utterance, bundle))
     if as_json:
@@ -116,15 +140,25 @@ def say(
 
 
 @app.command()
-def describe(target: TargetOption = "", bundle: BundleOption = None, as_json: JsonOption = False) -> None:
+def describe(
+    target: TargetOption = "",
+    bundle: BundleOption = None,
+    as_json: JsonOption = False,
+    token: TokenOption = "",
+    ca: CaOption = None,
+    cert: CertOption = None,
+    key: KeyOption = None,
+) -> None:
     """Show what is served: versions, heads, index, limits."""
     from nlu import show, wire
+    from nlu.types import Release
     from nlu.v1 import nlu_pb2 as pb
 
     if target:
-        description = _call(target, "Describe", pb.DescribeRequest())
+        description = _call(target, "Describe", pb.DescribeRequest(), Door(token, ca, cert, key))
     else:
-        description = wire.describe_message(load(bundle).describe())
+        description = wire.describe_message(load(bundle).describe(), Release())
+        description.ClearField("release")  # nothing is served
     if as_json:
         print_json(show.description_json(description))
     else:
@@ -186,15 +220,33 @@ def _request(utterance: Utterance) -> pb.UnderstandRequest:
     return request
 
 
-def _call(target: str, method: str, request: Any) -> Any:
-    """One unary call; a refusal is printed in the server's words."""
-    import grpc
+class Door(NamedTuple):
+    """What a caller shows a server."""
 
+    token: str = ""
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+    def channel(self, target: str) -> grpc.Channel:
+        import grpc
+
+        if (self.cert is None) is not (self.key is None) or (self.cert is not None and self.ca is None):
+            raise typer.BadParameter("--cert: expected --cert and --key together, and --ca beside them")
+        if self.ca is None:
+            return grpc.insecure_channel(target)
+        cert, key = (path.read_bytes() if path else None for path in (self.cert, self.key))
+        return grpc.secure_channel(target, grpc.ssl_channel_credentials(self.ca.read_bytes(), key, cert))
+
+
+def _call(target: str, method: str, request: Any, door: Door) -> Any:
+    """One unary call; a refusal is printed in the server's words."""
     from nlu.v1.nlu_pb2_grpc import NluStub
 
-    with grpc.insecure_channel(target) as channel:
+    shown = (("authorization", f"Bearer {door.token}"),) if door.token else ()
+    with door.channel(target) as channel:
         stub = NluStub(channel)  # type: ignore[no-untyped-call]
-        return getattr(stub, method)(request, timeout=10)
+        return getattr(stub, method)(request, timeout=10, metadata=shown)
 
 
 def _weighted(item: str) -> Any:
@@ -224,12 +276,10 @@ def _instant(text: str) -> Any:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def _log(level: str) -> None:
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-
-
 def main() -> None:
     """Entry point: an error we foresaw is one clear line and exit status 1, never a traceback."""
+    # gRPC's core writes past logging, a line for every handshake that fails; this is read when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     import grpc
     from pydantic import ValidationError
 

@@ -173,7 +173,7 @@ def _compose(text: str, kept: Sequence[int], *, uncased: bool) -> tuple[list[str
     characters: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
-    position = 0
+    position, shown = 0, 0
     while position < len(kept):
         stop = position + 1
         while stop < len(kept) and _joins_previous(text[kept[stop]]):
@@ -189,6 +189,14 @@ def _compose(text: str, kept: Sequence[int], *, uncased: bool) -> tuple[list[str
             ends.extend([end] * len(composed))
         characters.extend(composed)
         position = stop
+        shown += sum(not character.isspace() for character in composed)
+        if shown > MAX_CODE_POINTS:  # one code point may become eighteen: look no further than to refuse it
+            raise InvalidInput(
+                "text",
+                found=f"more than {MAX_CODE_POINTS} code points once it is normalised",
+                expected=f"at most {MAX_CODE_POINTS}",
+                remedy="send one utterance, not a document",
+            )
     return characters, starts, ends
 
 

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from annotators.annotator import Annotation, Encoding, Heard, HeardTurn, Status
 from index.replies import Hit
-from nlu import metrics, shadow
+from nlu import metrics, shadow, tracing
+from nlu.admission import Costs, Turns
 from nlu.cache import EncodingCache
+from nlu.drift import Windows
 from nlu.engine import Engine
-from nlu.errors import InvalidInput
+from nlu.errors import InvalidInput, TooLate
 from nlu.features import Situation, Turn
 from nlu.lru import Lru
 from nlu.normalizer import Phrase, normalize
 from nlu.routes import Facts
 from nlu.types import Candidate, Reply, Route, Source, Timings, Utterance
 
+REPLIES = "replies"  # the stage that finds and ranks them; the others are kinds of heads
 _HITS_PER_REPLY = 4  # the ranker chooses among this many times as many hits as replies are wanted
+
+
+class Kept(NamedTuple):
+    """A reply that can be given again, and what its heads said, for nlu/drift.py."""
+
+    reply: bytes
+    said: bytes
 
 
 @dataclass(frozen=True)
@@ -29,13 +40,21 @@ class Pipeline:
 
     `answers` are whole replies, kept by question. They are safe to keep because they die with the engine that gave
     them; what outlives an engine, in Redis or a cold table, are Encodings only. `sample` keeps flips of shadow heads.
+    `drops` are the stages to leave out, first to last, where there is no time for all; `costs` says what they take.
     """
 
     engine: Engine
     cache: EncodingCache
-    answers: Lru[bytes] | None
+    answers: Lru[Kept] | None
     default_persona: str
     sample: shadow.Sample | None = None
+    drops: tuple[str, ...] = ()
+    costs: Costs = field(default_factory=Costs, repr=False)
+    turns: Turns = field(default_factory=Turns, repr=False)
+    windows: Windows = field(init=False, repr=False)  # what this engine's heads say lately
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "windows", Windows(head.spec for head in self.engine.fleet.heads.values()))
 
     def moment(self, as_of: datetime | None) -> int:
         """A number for the stretch of time around `as_of` (None = now) in which the same replies are valid."""
@@ -46,21 +65,27 @@ class Pipeline:
         began = time.perf_counter_ns()
         engine = self.engine
         self._check(utterance)
-        phrases = [self._normalize(hypothesis.text) for hypothesis in utterance.hypotheses]
-        turns = [self._normalize(turn.text) for turn in utterance.context]
+        phrases = await self._normalized([hypothesis.text for hypothesis in utterance.hypotheses])
+        turns = await self._normalized([turn.text for turn in utterance.context])
         normalized = time.perf_counter_ns()
 
-        tokens = engine.fleet.needs_tokens(utterance.annotators)
-        found = await self._encode([*phrases, *turns], tokens=tokens, deadline=deadline)
+        stages = self._stages(utterance)
+        found, dropped = await self._encode_in_time(
+            [*phrases, *turns],
+            stages,
+            tokens=engine.fleet.needs_tokens(utterance.annotators),
+            deadline=deadline,
+        )
         encodings = [encoding for encoding, _ in found]
         encoded = time.perf_counter_ns()
 
         heard = _heard(utterance, phrases, encodings)
-        answered = engine.fleet.answer(heard, wanted=utterance.annotators)
+        skip = self._heads(dropped, utterance.annotators)
+        answered = engine.fleet.answer(heard, wanted=utterance.annotators, skip=skip)
         annotations = answered.live
         annotated = time.perf_counter_ns()
 
-        nearest = await self._search(utterance, encodings[heard.best])
+        nearest = [] if REPLIES in dropped else await self._search(utterance, encodings[heard.best])
         hits = nearest or []
         searched = time.perf_counter_ns()
 
@@ -80,12 +105,13 @@ class Pipeline:
             rank=ranked - searched,
         )
         _count(timings, found, annotations)
+        self._learn(stages, dropped, answered.seconds, (ranked - annotated) * 1e-9)
         if engine.fleet.shadows:
             # The loop comes to it when this call has nothing more to do, that is when its reply has been handed to gRPC.
             asyncio.get_running_loop().call_soon(
                 shadow.observe, engine.fleet, answered, phrases[heard.best].text, self.sample
             )
-        return Reply(
+        reply = Reply(
             phrase=phrases[heard.best].text,
             hypothesis=heard.best,
             annotations=tuple(_in_original(annotation, phrases[heard.best]) for annotation in annotations),
@@ -95,14 +121,17 @@ class Pipeline:
             source=found[heard.best][1],
             route=route,
             searched=nearest is not None,
+            skipped=(*(name for name in engine.fleet.names if name in skip), *dropped & {REPLIES}),
         )
+        tracing.understood(reply, encodings[heard.best])
+        return reply
 
     async def encode(
         self, texts: Sequence[str], *, tokens: bool, deadline: float
     ) -> list[tuple[Phrase, Encoding, Source]]:
         """The vectorizer as a service: each text's phrase, Encoding and source."""
-        phrases = [self._normalize(text) for text in texts]
-        found = await self._encode(phrases, tokens=tokens, deadline=deadline)
+        phrases = await self._normalized(texts)
+        found = await self.cache.encode([phrase.text for phrase in phrases], tokens=tokens, deadline=deadline)
         for _, source in found:
             metrics.ENCODINGS.labels(source.value).inc()
         return [(phrase, encoding, source) for phrase, (encoding, source) in zip(phrases, found, strict=True)]
@@ -120,33 +149,77 @@ class Pipeline:
             )
         if replies is None:
             return
-        for field, value, known in (
+        for name, value, known in (
             ("persona", utterance.persona, replies.personas),
             ("surface", utterance.surface, replies.surfaces),
         ):
             if value and value not in known:
                 raise InvalidInput(
-                    field, found=repr(value), expected=f"one of {', '.join(known)}", remedy="see Describe"
+                    name, found=repr(value), expected=f"one of {', '.join(known)}", remedy="see Describe"
                 )
 
-    def _normalize(self, text: str) -> Phrase:
-        return normalize(text, uncased=self.engine.vectorizer.spec.uncased)
+    async def _normalized(self, texts: Sequence[str]) -> list[Phrase]:
+        uncased, phrases = self.engine.vectorizer.spec.uncased, []
+        for text in texts:
+            await self.turns.mine()
+            began = time.perf_counter()
+            phrases.append(normalize(text, uncased=uncased))
+            self.turns.spend(time.perf_counter() - began)
+        return phrases
 
-    async def _encode(
-        self, phrases: Sequence[Phrase], *, tokens: bool, deadline: float
-    ) -> list[tuple[Encoding, Source]]:
+    async def _encode_in_time(
+        self, phrases: Sequence[Phrase], stages: frozenset[str], *, tokens: bool, deadline: float
+    ) -> tuple[list[tuple[Encoding, Source]], frozenset[str]]:
+        """The Encodings, and which of the stages to leave out after them: before, as far as it can be foreseen what the
+        vectorizer leaves of the time; after, by the clock. Raises TooLate where no time is left."""
         near = [self.cache.near(phrase.text, tokens=tokens) for phrase in phrases]
-        missing = [phrase for phrase, hit in zip(phrases, near, strict=True) if hit is None]
-        if not missing:
-            return [hit for hit in near if hit is not None]
-        if len(missing) == 1:
-            fresh = [await self.cache.encode(missing[0].text, tokens=tokens, deadline=deadline)]
-        else:
-            wanted = [self.cache.encode(phrase.text, tokens=tokens, deadline=deadline) for phrase in missing]
-            answers = await asyncio.gather(*wanted, return_exceptions=True)
-            fresh = [_or_raise(answer) for answer in answers]
-        computed = iter(fresh)
-        return [next(computed) if hit is None else hit for hit in near]
+        found = [hit for hit in near if hit is not None]
+        dropped: frozenset[str] = frozenset()
+        if len(found) < len(phrases):
+            left_s = deadline - time.monotonic() - self.cache.wait_s(len(phrases) - len(found))
+            dropped = self.costs.left_out(stages, self.drops, left_s)
+            texts = [phrase.text for phrase in phrases]
+            found = await self.cache.encode(
+                texts, tokens=tokens and "token" not in dropped, deadline=deadline
+            )
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise TooLate("the deadline passed before the phrase was understood")
+        return found, dropped | self.costs.left_out(stages - dropped, self.drops, left_s)
+
+    def _stages(self, utterance: Utterance) -> frozenset[str]:
+        """What this utterance asks of what can be left out or not: kinds of heads, and replies."""
+        fleet, wanted = self.engine.fleet, utterance.annotators
+        kinds = fleet.kinds if wanted is None else frozenset(fleet.heads[name].spec.kind for name in wanted)
+        replied = self.engine.replies is not None and utterance.retrieval.top_k
+        return kinds | {REPLIES} if replied else kinds
+
+    def _heads(self, kinds: frozenset[str], wanted: frozenset[str] | None) -> frozenset[str]:
+        """The wanted heads of these kinds."""
+        if not kinds:
+            return kinds
+        heads = self.engine.fleet.heads
+        return frozenset(
+            name
+            for name, head in heads.items()
+            if head.spec.kind in kinds and (wanted is None or name in wanted)
+        )
+
+    def _learn(
+        self,
+        stages: frozenset[str],
+        dropped: frozenset[str],
+        heads_s: Mapping[str, float],
+        replies_s: float,
+    ) -> None:
+        """Remember what the stages took this time."""
+        for kind, seconds in heads_s.items():
+            self.costs.observe(kind, seconds)
+        if REPLIES in stages - dropped:
+            self.costs.observe(REPLIES, replies_s)
+        for stage in dropped:
+            self.costs.left(stage)
+            metrics.SKIPPED.labels(stage).inc()
 
     async def _search(self, utterance: Utterance, encoding: Encoding) -> list[Hit] | None:
         """Replies to choose among; None where they could not be searched."""
@@ -207,12 +280,6 @@ class Pipeline:
             locale=utterance.locale,
         )
         return engine.routes.take(facts, explain=utterance.explain)
-
-
-def _or_raise(answer: tuple[Encoding, Source] | BaseException) -> tuple[Encoding, Source]:
-    if isinstance(answer, BaseException):
-        raise answer
-    return answer
 
 
 def _heard(utterance: Utterance, phrases: Sequence[Phrase], encodings: Sequence[Encoding]) -> Heard:

@@ -135,7 +135,38 @@ def description_json(description: pb.DescribeReply) -> dict[str, Any]:
             field.name: getattr(description.limits, field.name)
             for field in description.limits.DESCRIPTOR.fields
         },
+        **({"release": release_json(description.release)} if description.HasField("release") else {}),
     }
+
+
+def release_json(release: pb.Release) -> dict[str, Any]:
+    """A release as an object; times are RFC 3339, and absent where there are none."""
+    times = {
+        name: getattr(release, name).ToJsonString() for name in ("since", "expires") if release.HasField(name)
+    }
+    return {
+        "state": release.state,
+        "bundle": release.bundle,
+        "channel": release.channel,
+        "seq": release.seq,
+        **times,
+        "pinned": release.pinned,
+        "wanted": release.wanted,
+        "reason": release.reason,
+    }
+
+
+def release_lines(release: pb.Release) -> list[Text]:
+    """What a server does, what holds it, and what it refused last."""
+    since = f" since {release.since.ToJsonString()}" if release.HasField("since") else ""
+    expires = f", expires {release.expires.ToJsonString()}" if release.HasField("expires") else ""
+    lines = [Text(f"release     {release.state}{since}{expires}")]
+    if release.pinned:
+        lines.append(Text(f"pinned      {release.pinned}", style="yellow"))
+    if release.reason:
+        lines.append(Text(f"refused     {release.wanted or 'what the channel points to'}", style="bold red"))
+        lines.append(Text(f"            {release.reason}", style="red"))
+    return lines
 
 
 def description_page(description: pb.DescribeReply) -> RenderableType:
@@ -145,6 +176,9 @@ def description_page(description: pb.DescribeReply) -> RenderableType:
         labels = ", ".join(head.labels[:6]) + (f", ... ({len(head.labels)})" if len(head.labels) > 6 else "")
         heads.add_row(head.name, head.kind, head.task, labels, head.version[:12])
     versions = description.versions
+    release = release_lines(description.release) if description.HasField("release") else []
+    if description.HasField("release") and not versions.bundle:
+        return Group(*release)
     shadows = [f"{part.name} {part.digest[:12]}" for part in description.components if part.kind == "shadow"]
     return Group(
         Text(f"bundle      {versions.bundle}  (channel {description.channel}, seq {description.seq})"),
@@ -157,6 +191,7 @@ def description_page(description: pb.DescribeReply) -> RenderableType:
             f"surfaces {', '.join(description.surfaces)}"
         ),
         *([Text(f"shadows     {', '.join(shadows)}")] if shadows else []),
+        *release,
         Text(),
         heads,
     )

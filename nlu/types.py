@@ -120,6 +120,7 @@ class Reply:
     source: Source
     route: Route | None = None  # None: the bundle has no table of routes
     searched: bool = True  # False: replies are kept elsewhere, and could not be reached
+    skipped: tuple[str, ...] = ()  # what was left out for want of time: heads, and "replies"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,21 @@ class DescribedHead:
     task: str
     labels: tuple[str, ...]
     version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """What a process serves, and what became of the release that should follow it; of the message of this name."""
+
+    state: Literal["HOLDING", "SERVING", "DRAINING"] = "HOLDING"
+    bundle: str = ""
+    channel: str = ""
+    seq: int = 0
+    since: datetime | None = None
+    expires: datetime | None = None
+    pinned: str = ""
+    wanted: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from nlu.types import (
     Candidate,
     Description,
     Hypothesis,
+    Release,
     Reply,
     Retrieval,
     Role,
@@ -172,6 +173,7 @@ def reply_message(reply: Reply, said: Utterance) -> pb.UnderstandReply:
         source=_SOURCES[reply.source],
         hypothesis=reply.hypothesis,
         route=None if reply.route is None else _route(reply.route),
+        skipped=reply.skipped,
     )
 
 
@@ -199,8 +201,18 @@ def vectors_message(phrase: Phrase, encoding: Encoding, source: Source, precisio
     return message
 
 
-def describe_message(description: Description) -> pb.DescribeReply:
-    """What an engine serves, and what a request may hold."""
+def describe_message(description: Description | None, release: Release) -> pb.DescribeReply:
+    """What an engine serves, None while there is none; what became of the release; and what a request may hold."""
+    limits = pb.Limits(
+        max_request_bytes=MAX_REQUEST_BYTES,
+        max_text_bytes=MAX_BYTES,
+        max_code_points=MAX_CODE_POINTS,
+        max_hypotheses=MAX_HYPOTHESES,
+        max_context_turns=MAX_CONTEXT_TURNS,
+        max_batch=MAX_BATCH,
+    )
+    if description is None:
+        return pb.DescribeReply(limits=limits, release=release_message(release))
     return pb.DescribeReply(
         versions=versions_message(description.versions),
         components=[
@@ -216,17 +228,29 @@ def describe_message(description: Description) -> pb.DescribeReply:
         replies=description.reply_rows,
         personas=description.personas,
         surfaces=description.surfaces,
-        limits=pb.Limits(
-            max_request_bytes=MAX_REQUEST_BYTES,
-            max_text_bytes=MAX_BYTES,
-            max_code_points=MAX_CODE_POINTS,
-            max_hypotheses=MAX_HYPOTHESES,
-            max_context_turns=MAX_CONTEXT_TURNS,
-            max_batch=MAX_BATCH,
-        ),
+        limits=limits,
         channel=description.channel,
         seq=description.seq,
+        release=release_message(release),
     )
+
+
+def release_message(release: Release) -> pb.Release:
+    """A Release as its message."""
+    message = pb.Release(
+        state=release.state,
+        bundle=release.bundle,
+        channel=release.channel,
+        seq=release.seq,
+        pinned=release.pinned,
+        wanted=release.wanted,
+        reason=release.reason,
+    )
+    if release.since is not None:
+        message.since.FromDatetime(release.since)
+    if release.expires is not None:
+        message.expires.FromDatetime(release.expires)
+    return message
 
 
 def _hypotheses(request: pb.UnderstandRequest) -> tuple[Hypothesis, ...]:

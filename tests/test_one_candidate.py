@@ -14,6 +14,7 @@ import pytest
 
 from annotators.annotator import Span
 from nlu import loading, metrics
+from nlu.desk import Desk
 from nlu.heads import lifecycle
 from nlu.pipeline import Pipeline
 from nlu.rpc import SERVER_OPTIONS, NluServicer
@@ -156,16 +157,17 @@ class Callers:
 
 
 @asynccontextmanager
-async def serving(pipeline: Pipeline) -> AsyncIterator[tuple[NluServicer, NluStub]]:
+async def serving(pipeline: Pipeline) -> AsyncIterator[tuple[Desk, NluStub]]:
     """A real server whose pipeline can be swapped."""
-    servicer = NluServicer(pipeline, in_flight=64, deadline_s=30, max_deadline_s=30)
+    desk = Desk(in_flight=64, deadline_s=30, max_deadline_s=30)
+    await desk.flip(pipeline)
     server = grpc.aio.server(options=SERVER_OPTIONS)
-    server.add_generic_rpc_handlers((servicer.handler(),))
+    server.add_generic_rpc_handlers((NluServicer(desk).handler(),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield servicer, NluStub(channel)  # type: ignore[no-untyped-call]
+            yield desk, NluStub(channel)  # type: ignore[no-untyped-call]
     finally:
         await server.stop(None)
 
@@ -177,12 +179,12 @@ async def test_candidate_swap_under_load_loses_no_request_and_touches_no_other_h
     old = loading.load(tiny.bundle)
     replaced = lifecycle.replace(tiny.bundle, contrary(tiny, tmp_path), tmp_path / "bundle")
     settings = Settings(metrics=False, workers=1, answers_bytes=answers_bytes)
-    async with pipeline_of(old, settings) as before, serving(before) as (servicer, stub):
+    async with pipeline_of(old, settings) as before, serving(before) as (desk, stub):
         callers = Callers(stub, 4)
         await callers.answered(20)
         new = await asyncio.to_thread(loading.load, replaced, before=old)
         async with pipeline_of(new, settings) as after:
-            servicer.pipeline = after
+            await desk.flip(after)
             await callers.answered(20)
             await callers.stop()
     assert new.vectorizer is old.vectorizer

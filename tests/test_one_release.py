@@ -11,7 +11,8 @@ import grpc
 import pytest
 
 from nlu import parts
-from nlu.serve import find_bundle, running
+from nlu.origin import find_bundle
+from nlu.serve import running
 from nlu.settings import Settings
 from nlu.v1 import nlu_pb2 as pb
 from nlu.v1.nlu_pb2_grpc import NluStub

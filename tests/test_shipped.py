@@ -17,7 +17,7 @@ import pytest
 
 from nlu import content, loading
 from nlu.normalizer import normalize
-from nlu.serve import find_bundle
+from nlu.origin import find_bundle
 from nlu.settings import Settings, shipped_bundle
 from nlu.v1 import nlu_pb2 as pb
 from nlu.v1.nlu_pb2_grpc import NluStub

@@ -7,7 +7,7 @@ phrase, runs in microseconds, and two of them with different seeds disagree abou
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -103,8 +103,9 @@ class Made:
     parts: Path
 
 
-def make_vectorizer(folder: Path, *, seed: int = 0, dim: int = DIM) -> Path:
-    """A vectorizer folder; another seed is another vectorizer of the same shape."""
+def make_vectorizer(folder: Path, *, seed: int = 0, dim: int = DIM, work: int = 0) -> Path:
+    """A vectorizer folder; another seed is another vectorizer of the same shape. `work` products of 512 x 512 matrices
+    make it slow and change nothing."""
     folder.mkdir(parents=True)
     characters = (
         string.ascii_lowercase + string.digits + string.punctuation + "абвгдеёжзийклмнопрстуфхцчшщъыьэюя"
@@ -123,7 +124,7 @@ def make_vectorizer(folder: Path, *, seed: int = 0, dim: int = DIM) -> Path:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     tokenizer.save(str(folder / TOKENIZER_FILE))
-    onnx.save(_graph(len(pieces), seed, dim), str(folder / MODEL_FILE))
+    onnx.save(_graph(len(pieces), seed, dim, work), str(folder / MODEL_FILE))
     spec = VectorizerSpec(
         name=f"tiny-{seed}", dim=dim, token_dim=TOKEN_DIM, pooling="mean", max_tokens=128, precision="fp32", uncased=True,
         normalizer=RULES_VERSION,
@@ -132,14 +133,15 @@ def make_vectorizer(folder: Path, *, seed: int = 0, dim: int = DIM) -> Path:
     return folder
 
 
-def make_parts(folder: Path, *, seed: int = 0, dim: int = DIM) -> Path:
-    """Every part of a bundle, as subfolders."""
-    vectorizer = Vectorizer(make_vectorizer(folder / "vectorizer.tiny", seed=seed, dim=dim))
-    for head in _heads(vectorizer):
+def make_parts(folder: Path, *, seed: int = 0, dim: int = DIM, mark: str = "", work: int = 0) -> Path:
+    """Every part of a bundle, as subfolders; `mark` begins every label and every reply's id and text."""
+    vectorizer = Vectorizer(make_vectorizer(folder / "vectorizer.tiny", seed=seed, dim=dim, work=work))
+    for head in _heads(vectorizer, mark):
         head.save(folder / f"head.{head.spec.name}")
+    replies = [replace(entry, id=mark + entry.id, text=mark + entry.text) for entry in REPLIES]
     build_index(
-        REPLIES,
-        _sentences(vectorizer, [entry.prompt for entry in REPLIES]),
+        replies,
+        _sentences(vectorizer, [entry.prompt for entry in replies]),
         folder / "index.chitchat",
         personas=PERSONAS,
         surfaces=SURFACES,
@@ -173,22 +175,25 @@ def make_bundle(folder: Path, *, seed: int = 0, dim: int = DIM, seq: int = 1) ->
     return Made(bundle, made)
 
 
-def _heads(
-    vectorizer: Vectorizer,
-) -> list[Head]:
+def _heads(vectorizer: Vectorizer, mark: str) -> list[Head]:
     def about(name: str) -> About:
         return About(name, name, vectorizer.fingerprint, made_by="tests")
 
-    intents = [(text, label) for label, texts in INTENTS.items() for text in texts]
-    moods = [(text, label) for label, texts in MOODS.items() for text in texts]
+    intents = [(text, mark + label) for label, texts in INTENTS.items() for text in texts]
+    moods = [(text, mark + label) for label, texts in MOODS.items() for text in texts]
     spans = [
-        TaggedEncoding(text, vectorizer.encode([text])[0], tuple(Span(*span, 1.0) for span in found))
+        TaggedEncoding(
+            text,
+            vectorizer.encode([text])[0],
+            tuple(Span(mark + label, start, end, 1.0) for label, start, end in found),
+        )
         for text, found in SLOTED.items()
     ]
     turns = [[HeardTurn("assistant", vectorizer.encode([before])[0])] for before, _, _ in FOLLOW_UPS]
-    rules = [{"label": "stop", "phrases": ["stop"]}, {"label": "clock", "pattern": r"\d\d:\d\d"}]
+    labels = (mark + "stop", mark + "clock")
+    rules = [{"label": labels[0], "phrases": ["stop"]}, {"label": labels[1], "pattern": r"\d\d:\d\d"}]
     quick = Spec(
-        name="quick", kind="rules", task="quick", labels=("stop", "clock"), scale=(1.0,) * 2, shift=(0.0,) * 2,
+        name="quick", kind="rules", task="quick", labels=labels, scale=(1.0,) * 2, shift=(0.0,) * 2,
         thresholds=(1.0,) * 2, requires=Requires(vectorizer=vectorizer.fingerprint), params={"rules": rules},
     )  # fmt: skip
     return [
@@ -200,14 +205,14 @@ def _heads(
             vectorizer.encode([said for _, said, _ in FOLLOW_UPS]),
             turns,
             [[GoldenTurn(role="assistant", text=before)] for before, _, _ in FOLLOW_UPS],
-            Answers.one([label for _, _, label in FOLLOW_UPS]),
+            Answers.one([mark + label for _, _, label in FOLLOW_UPS]),
         ).head,
         fit_token(about("slots"), spans).head,
         make_anchors(
             about("topic"),
             ["hello", "play music"],
             _sentences(vectorizer, ["hello", "play music"]),
-            Answers.one(["greeting", "music"], at_least=1),
+            Answers.one([mark + "greeting", mark + "music"], at_least=1),
         ),
         RulesHead(quick),
     ]
@@ -223,8 +228,11 @@ def _sentences(vectorizer: Vectorizer, texts: list[str]) -> np.ndarray[tuple[int
     return np.stack([encoding.sentence for encoding in vectorizer.encode(texts)])
 
 
-def _graph(pieces: int, seed: int, dim: int) -> onnx.ModelProto:
-    """sentence = unit(mean over real pieces of table[id]); tokens = table[id, :TOKEN_DIM]."""
+def _graph(pieces: int, seed: int, dim: int, work: int) -> onnx.ModelProto:
+    """sentence = unit(mean over real pieces of table[id]); tokens = table[id, :TOKEN_DIM].
+
+    The work is a chain of products that begins with the sum and comes back to it times 0, so that no optimiser removes it.
+    """
     table = np.random.default_rng(seed).standard_normal((pieces, dim)).astype(np.float32)
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["pieces"]),
@@ -232,10 +240,14 @@ def _graph(pieces: int, seed: int, dim: int) -> onnx.ModelProto:
         helper.make_node("Unsqueeze", ["mask", "last"], ["column"]),
         helper.make_node("Mul", ["pieces", "column"], ["real"]),
         helper.make_node("ReduceSum", ["real", "middle"], ["sum"], keepdims=0),
-        helper.make_node("LpNormalization", ["sum"], ["sentence"], axis=-1, p=2),
+        *_work(work),
+        helper.make_node("LpNormalization", ["worked" if work else "sum"], ["sentence"], axis=-1, p=2),
         helper.make_node("Slice", ["pieces", "zero", "width", "two"], ["tokens"]),
     ]
     constants = {"table": table, "last": [-1], "middle": [1], "zero": [0], "width": [TOKEN_DIM], "two": [2]}
+    if work:
+        square = np.random.default_rng(seed).standard_normal((512, 512)) / 512**0.5
+        constants |= {"square": square.astype(np.float32), "nothing": np.zeros((), np.float32)}
     graph = helper.make_graph(
         nodes,
         "tiny",
@@ -252,3 +264,17 @@ def _graph(pieces: int, seed: int, dim: int) -> onnx.ModelProto:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(model)
     return model
+
+
+def _work(count: int) -> list[onnx.NodeProto]:
+    if not count:
+        return []
+    products = [helper.make_node("MatMul", [f"work{i}", "square"], [f"work{i + 1}"]) for i in range(count)]
+    return [
+        helper.make_node("ReduceMean", ["sum"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["square", "mean"], ["work0"]),
+        *products,
+        helper.make_node("ReduceMean", [f"work{count}"], ["worth"], keepdims=0),
+        helper.make_node("Mul", ["worth", "nothing"], ["void"]),
+        helper.make_node("Add", ["sum", "void"], ["worked"]),
+    ]

@@ -43,7 +43,7 @@ def settings_for(bundle: Path | None = None) -> Settings:
 
 def verified(folder: Path | None) -> Bundle:
     """The bundle in a folder, or without one what `nlu serve` would serve."""
-    from nlu.serve import find_bundle
+    from nlu.origin import find_bundle
 
     return find_bundle(settings_for(folder))
 

@@ -218,7 +218,7 @@ class Route(_message.Message):
     def __init__(self, to: _Optional[str] = ..., name: _Optional[str] = ..., because: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class UnderstandReply(_message.Message):
-    __slots__ = ("request_id", "phrase", "annotations", "replies", "versions", "timings_ns", "source", "hypothesis", "route")
+    __slots__ = ("request_id", "phrase", "annotations", "replies", "versions", "timings_ns", "source", "hypothesis", "route", "skipped")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PHRASE_FIELD_NUMBER: _ClassVar[int]
     ANNOTATIONS_FIELD_NUMBER: _ClassVar[int]
@@ -228,6 +228,7 @@ class UnderstandReply(_message.Message):
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     HYPOTHESIS_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     phrase: str
     annotations: _containers.RepeatedCompositeFieldContainer[Annotation]
@@ -237,7 +238,8 @@ class UnderstandReply(_message.Message):
     source: Source
     hypothesis: int
     route: Route
-    def __init__(self, request_id: _Optional[str] = ..., phrase: _Optional[str] = ..., annotations: _Optional[_Iterable[_Union[Annotation, _Mapping]]] = ..., replies: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., versions: _Optional[_Union[Versions, _Mapping]] = ..., timings_ns: _Optional[_Union[Timings, _Mapping]] = ..., source: _Optional[_Union[Source, str]] = ..., hypothesis: _Optional[int] = ..., route: _Optional[_Union[Route, _Mapping]] = ...) -> None: ...
+    skipped: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, request_id: _Optional[str] = ..., phrase: _Optional[str] = ..., annotations: _Optional[_Iterable[_Union[Annotation, _Mapping]]] = ..., replies: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., versions: _Optional[_Union[Versions, _Mapping]] = ..., timings_ns: _Optional[_Union[Timings, _Mapping]] = ..., source: _Optional[_Union[Source, str]] = ..., hypothesis: _Optional[int] = ..., route: _Optional[_Union[Route, _Mapping]] = ..., skipped: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class UnderstandBatchRequest(_message.Message):
     __slots__ = ("requests",)
@@ -359,8 +361,30 @@ class Limits(_message.Message):
     max_batch: int
     def __init__(self, max_request_bytes: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., max_code_points: _Optional[int] = ..., max_hypotheses: _Optional[int] = ..., max_context_turns: _Optional[int] = ..., max_batch: _Optional[int] = ...) -> None: ...
 
+class Release(_message.Message):
+    __slots__ = ("state", "bundle", "channel", "seq", "since", "expires", "pinned", "wanted", "reason")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    state: str
+    bundle: str
+    channel: str
+    seq: int
+    since: _timestamp_pb2.Timestamp
+    expires: _timestamp_pb2.Timestamp
+    pinned: str
+    wanted: str
+    reason: str
+    def __init__(self, state: _Optional[str] = ..., bundle: _Optional[str] = ..., channel: _Optional[str] = ..., seq: _Optional[int] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expires: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., pinned: _Optional[str] = ..., wanted: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class DescribeReply(_message.Message):
-    __slots__ = ("versions", "components", "heads", "dim", "token_dim", "replies", "personas", "surfaces", "limits", "channel", "seq")
+    __slots__ = ("versions", "components", "heads", "dim", "token_dim", "replies", "personas", "surfaces", "limits", "channel", "seq", "release")
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     COMPONENTS_FIELD_NUMBER: _ClassVar[int]
     HEADS_FIELD_NUMBER: _ClassVar[int]
@@ -372,6 +396,7 @@ class DescribeReply(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
     versions: Versions
     components: _containers.RepeatedCompositeFieldContainer[Component]
     heads: _containers.RepeatedCompositeFieldContainer[Head]
@@ -383,4 +408,5 @@ class DescribeReply(_message.Message):
     limits: Limits
     channel: str
     seq: int
-    def __init__(self, versions: _Optional[_Union[Versions, _Mapping]] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., heads: _Optional[_Iterable[_Union[Head, _Mapping]]] = ..., dim: _Optional[int] = ..., token_dim: _Optional[int] = ..., replies: _Optional[int] = ..., personas: _Optional[_Iterable[str]] = ..., surfaces: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., channel: _Optional[str] = ..., seq: _Optional[int] = ...) -> None: ...
+    release: Release
+    def __init__(self, versions: _Optional[_Union[Versions, _Mapping]] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., heads: _Optional[_Iterable[_Union[Head, _Mapping]]] = ..., dim: _Optional[int] = ..., token_dim: _Optional[int] = ..., replies: _Optional[int] = ..., personas: _Optional[_Iterable[str]] = ..., surfaces: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., channel: _Optional[str] = ..., seq: _Optional[int] = ..., release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...

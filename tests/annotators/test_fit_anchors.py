@@ -42,6 +42,7 @@ def test_fit_anchors_are_the_phrases_by_label() -> None:
         shift=head.spec.shift,
         thresholds=head.spec.thresholds,
         golden=head.spec.golden,
+        prior=head.spec.prior,
     )
 
 

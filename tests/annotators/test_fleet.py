@@ -555,3 +555,35 @@ def test_fleet_head_with_a_hidden_layer_answers_for_itself() -> None:
     fleet = Fleet([random_head("a", 3), head])
     assert [mine.spec.name for mine in fleet.stack.heads] == ["a"]
     assert fleet.annotate(turn)[1] == head.annotate(turn)
+
+
+def test_fleet_heads_to_skip_say_so_and_the_others_answer_as_before() -> None:
+    fleet = Fleet([random_head("a", 3), token_head(), rules_head(), anchors_head()])
+    said = heard(*random_units(2))
+    whole = fleet.annotate(said)
+    partly = fleet.answer(said, skip=frozenset({"slots", "topic"})).live
+    assert [annotation.name for annotation in partly] == [annotation.name for annotation in whole]
+    for before, now in zip(whole, partly, strict=True):
+        if now.name in ("slots", "topic"):
+            assert (now.status, now.note, now.labels, now.spans) == (Status.SKIPPED, "no time", (), ())
+        else:
+            assert now == before
+
+
+def test_fleet_skips_nothing_that_is_not_wanted() -> None:
+    fleet = Fleet([random_head("a", 3), token_head()])
+    answered = fleet.answer(heard(*random_units(2)), wanted=frozenset({"a"}), skip=frozenset({"slots"}))
+    assert [annotation.name for annotation in answered.live] == ["a"]
+
+
+def test_fleet_shadows_of_heads_to_skip_are_not_asked() -> None:
+    fleet = Fleet([random_head("a", 3), token_head()], [token_head()])
+    assert [said.name for said in fleet.answer(heard(*random_units(2))).shadows()] == ["slots"]  # the control
+    assert fleet.answer(heard(*random_units(2)), skip=frozenset({"slots"})).shadows() == ()
+
+
+def test_fleet_says_what_each_kind_took() -> None:
+    fleet = Fleet([random_head("a", 3), token_head(), rules_head()])
+    answered = fleet.answer(heard(*random_units(2)), skip=frozenset({"slots"}))
+    assert set(answered.seconds) == {"sentence", "rules"}
+    assert all(seconds > 0 for seconds in answered.seconds.values())

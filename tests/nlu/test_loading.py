@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from nlu import loading, parts, serve
+from nlu import loading, origin, parts
 from nlu.errors import EngineRefused
-from nlu.serve import find_bundle
+from nlu.origin import find_bundle
 from nlu.settings import Settings
 from statics.bundle import Bundle, build
 from statics.errors import StaticsError
@@ -245,6 +245,6 @@ def test_loading_reuses_what_did_not_change(tiny: Made, tmp_path: Path) -> None:
 def test_find_bundle_asks_for_one_where_none_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "shipped_bundle", lambda: tmp_path / "absent")
+    monkeypatch.setattr(origin, "shipped_bundle", lambda: tmp_path / "absent")
     with pytest.raises(StaticsError, match="NLU_BUNDLE"):
         find_bundle(Settings(statics=tmp_path))

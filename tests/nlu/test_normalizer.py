@@ -280,6 +280,17 @@ def test_normalizer_caps_come_before_any_normalisation(monkeypatch: pytest.Monke
     assert counted.calls == 0
 
 
+def test_normalizer_stops_where_a_text_has_grown_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each becomes eighteen code points: of five hundred of them no more is looked at than of fifty."""
+    counted, looks = Counted(monkeypatch), []
+    for count in (50, 500):
+        counted.calls = 0
+        with pytest.raises(InvalidInput, match=f"more than {MAX_CODE_POINTS} code points"):
+            normalize("ﷺ" * count)
+        looks.append(counted.calls)
+    assert looks[0] == looks[1]
+
+
 def test_normalizer_within_the_caps_does_normalise(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = Counted(monkeypatch)
     assert normalize("e\u0301").text == "é"

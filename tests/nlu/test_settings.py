@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,9 @@ def test_settings_never_show_the_secret(monkeypatch: pytest.MonkeyPatch) -> None
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings().port = 1  # type: ignore[misc]
+
+
+def test_settings_are_all_in_their_page_and_nothing_else_is() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`NLU_([A-Z0-9_]+)`", page))
+    assert told == {name.upper() for name in Settings.model_fields}

@@ -105,7 +105,7 @@ async def test_milvus_away_costs_the_replies_and_nothing_else(
     tiny: Made, pointing: Bundle, server: Server
 ) -> None:
     """Nor is an answer without them kept, to be given again when they are back."""
-    before = metrics.SEARCHES_FAILED._value.get()
+    before = metrics.SEARCHES_FAILED.labels().value
     async with serving(replace(tiny, bundle=pointing), milvus_uri=server.uri) as stub:
         whole = await stub.Understand(turn("hello"))
         assert (
@@ -117,7 +117,7 @@ async def test_milvus_away_costs_the_replies_and_nothing_else(
             assert not reply.replies
             assert reply.source != pb.SOURCE_ANSWER
             assert {each.name for each in reply.annotations} == {each.name for each in whole.annotations}
-        assert metrics.SEARCHES_FAILED._value.get() == before + 2
+        assert metrics.SEARCHES_FAILED.labels().value == before + 2
         with pytest.raises(
             grpc.aio.AioRpcError, match="persona"
         ):  # what is known without asking it is checked
