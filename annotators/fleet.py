@@ -165,7 +165,8 @@ class Answered(NamedTuple):
 
     live: tuple[Annotation, ...]
     shadows: Callable[[], tuple[Annotation, ...]]  # computed when called, from any thread
-    seconds: Mapping[str, float] = MappingProxyType({})  # the live heads', by kind; the one product is of sentence
+    # What the live heads took, by kind; the one product counts as sentence.
+    seconds: Mapping[str, float] = MappingProxyType({})
 
 
 class Fleet:

@@ -13,7 +13,7 @@ import os
 import re
 import socket
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +22,7 @@ import grpc
 from grpc import StatusCode
 
 from nlu import metrics, tls, wire
-from nlu.errors import InvalidInput
+from nlu.errors import InvalidInput, NotAllowed
 from nlu.settings import Settings
 from nlu.types import Release
 from nlu.v1 import control_pb2 as pb
@@ -66,7 +66,7 @@ async def controlled(settings: Settings, steward: Steward) -> AsyncIterator[str]
         yield ""
         return
     server = grpc.aio.server(options=_OPTIONS)
-    server.add_generic_rpc_handlers((Control(steward).handler(),))
+    server.add_generic_rpc_handlers((Control(steward, settings.control_names).handler(),))
     address = _listen(server, settings)
     await server.start()
     audit.info("control: listening on %s", address)
@@ -77,10 +77,11 @@ async def controlled(settings: Settings, steward: Steward) -> AsyncIterator[str]
 
 
 class Control:
-    """Its handlers."""
+    """Its handlers. Over a network only callers with one of these names in their certificate are heard: the client CA
+    also lets in those who may only ask questions."""
 
-    def __init__(self, steward: Steward) -> None:
-        self._steward = steward
+    def __init__(self, steward: Steward, names: Collection[str] = ()) -> None:
+        self._steward, self._names = steward, frozenset(names)
 
     def handler(self) -> grpc.GenericRpcHandler[bytes, bytes]:
         """What a grpc.aio server is given."""
@@ -99,13 +100,18 @@ class Control:
         async def handle(raw: bytes, context: Context) -> bytes:
             who, code, result = who_calls(context), StatusCode.OK, ""
             try:
+                self._admit(context)
                 reply, result = await answer(raw)
                 return reply
             except asyncio.CancelledError:
                 code, result = StatusCode.CANCELLED, "the caller left; what was begun goes on"
                 raise
-            except InvalidInput as error:
-                code, result = StatusCode.INVALID_ARGUMENT, str(error)
+            except (InvalidInput, NotAllowed) as error:
+                bad = isinstance(error, InvalidInput)
+                code, result = (
+                    StatusCode.INVALID_ARGUMENT if bad else StatusCode.PERMISSION_DENIED,
+                    str(error),
+                )
                 await context.abort(code, result)
             except Exception as error:
                 code, result = StatusCode.INTERNAL, "an error on our side; the server's log has it"
@@ -116,6 +122,13 @@ class Control:
                 audit.info("control: %s asked %s%s: %s, %s", who, method, _asked(raw), code.name, result)
 
         return handle
+
+    def _admit(self, context: Context) -> None:
+        if not _local(context) and self._names.isdisjoint(tls.peer_of(context.auth_context()).split()):
+            raise NotAllowed(
+                "control: found a certificate without a name that may do this, expected an operator's; "
+                "ask for one, or for its name in NLU_CONTROL_NAMES"
+            )
 
     async def _swap(self, raw: bytes) -> tuple[bytes, str]:
         request = wire.parse(pb.SwapRequest(), raw, limit=MAX_REQUEST_BYTES)
@@ -138,9 +151,13 @@ class Control:
 
 def who_calls(context: Context) -> str:
     """The caller, for the log. gRPC shows no credentials of a socket's peer; its mode says who that can be."""
-    if context.peer().startswith("unix:"):
+    if _local(context):
         return f"unix uid {os.geteuid()} or root"
     return f"{context.peer()} {tls.peer_of(context.auth_context()) or 'without a name'}"
+
+
+def _local(context: Context) -> bool:
+    return context.peer().startswith("unix:")
 
 
 def _asked(raw: bytes) -> str:
@@ -171,6 +188,11 @@ def _listen(server: grpc.aio.Server, settings: Settings) -> str:
     if not host or not port.isdecimal():
         raise ValueError(
             f"NLU_CONTROL: found {address!r}, expected unix:/path or host:port; set one of the two"
+        )
+    if not settings.control_names:
+        raise ValueError(
+            f"NLU_CONTROL_NAMES: found none for {address}, expected the names of operators, as their certificates have them; "
+            "set it, or NLU_CONTROL=unix:/path"
         )
     credentials = tls.server_credentials(settings) if settings.tls_client_ca is not None else None
     if credentials is None:

@@ -30,7 +30,7 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest, start_
 from prometheus_client.registry import Collector
 from pydantic import SecretStr
 
-from nlu import metrics
+from nlu import guard, metrics
 from nlu.errors import NluError, WorkerFailed
 from nlu.gathered import Gathered
 from nlu.lines import Body, Lines, bundle_out, error_in, release_out
@@ -43,7 +43,15 @@ from statics.errors import StaticsError
 logger = logging.getLogger(__name__)
 
 _SUPERVISOR = "supervisor"
-_OURS = ("nlu_release_", "nlu_bundle_", "nlu_swap", "nlu_channel_", "nlu_worker", "nlu_control_")
+_OURS = (
+    "nlu_release_",
+    "nlu_bundle_",
+    "nlu_swap",
+    "nlu_channel_",
+    "nlu_memory_",
+    "nlu_worker",
+    "nlu_control_",
+)
 _PROC = Path("/proc")
 _SCRAPE_S = 5.0  # of a worker that is slower, a scrape has what it said before
 _EXIT_S = 10.0  # from a worker's last word to the end of its process
@@ -66,6 +74,7 @@ class Patience:
 
 async def supervise(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises StaticsError or EngineRefused where what was named is not fit to serve."""
+    guard.arm()
     await keep(settings, Workers(settings))
 
 

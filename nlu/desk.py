@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from grpc import StatusCode
 
@@ -80,8 +81,7 @@ class _Seat:
             self.empty.set()
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(NamedTuple):
     """What a method needs to know of its call."""
 
     raw: bytes

@@ -24,6 +24,7 @@ class Settings(BaseSettings):
     metrics: bool = True
     http_port: int | None = Field(None, ge=0, le=65535)  # the HTTP gateway; unset: none; needs the http extra
     control: str = ""  # unix:/run/chorus/control.sock, or host:port with mTLS; empty: no control service
+    control_names: tuple[str, ...] = ()  # who may use it over host:port, by a name in their certificate
     reflection: bool = True  # off in production: it tells every caller the schema
 
     bundle: Path | None = None  # a bundle folder; unset: pull `channel` from `store`

@@ -22,7 +22,7 @@ from typing import Protocol
 from nlu import guard, memory, metrics, origin
 from nlu.control import controlled
 from nlu.errand import errand
-from nlu.errors import EngineRefused, NluError, WorkerFailed
+from nlu.errors import EngineRefused, InvalidInput, NluError, WorkerFailed
 from nlu.settings import Settings
 from nlu.trial import try_load
 from nlu.types import Release
@@ -107,6 +107,7 @@ class Steward:
         self._next: asyncio.Task[tuple[Release, bool]] | None = None
         self._nudged = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
+        self._complained = ""  # what was logged last of all that went wrong
 
     async def run(self) -> None:
         """Find something to serve, then follow the channel until cancelled.
@@ -115,6 +116,7 @@ class Steward:
         wait for then. From a store there is, and it goes on trying.
         """
         self._running = asyncio.create_task(self._begin(), name="swap")  # who asks meanwhile comes after it
+        metrics.MEMORY_LIMIT.set(memory.limit_bytes(self._settings))
         await self._running
         while True:
             pause = self._pause()
@@ -128,8 +130,8 @@ class Steward:
     async def _begin(self) -> tuple[Release, bool]:
         if self._follows:
             return await self._swap("")
-        await self._serve(await errand(origin.named, self._settings), None)
-        await self._tell(self._state())
+        await self._serve(await errand(origin.named, self._settings))
+        await self._settle()
         return self.release, True
 
     def nudge(self) -> None:
@@ -138,10 +140,12 @@ class Steward:
 
     async def swap(self, digest: str = "") -> tuple[Release, bool]:
         """Serve the release of this digest, or with none what the channel, the pin or the folder say; whether that changed
-        what is served. A refusal is in `release.reason`.
+        what is served. A refusal is in `release.reason`; raises InvalidInput for a wish that cannot be one.
 
         One swap at a time: of those who ask while one is under way the latest wins, and all hear what became of it.
         """
+        if digest:
+            await self._check(digest)
         self._asked = digest
         if self._next is None:
             self._next = asyncio.create_task(self._after(self._running), name="swap")
@@ -169,60 +173,69 @@ class Steward:
         try:
             bundle, fetched = await self._fetch(digest)
             wanted = bundle.digest
-            changed = await self._serve(bundle, fetched)
+            changed = await self._serve(bundle)
         except Exception as error:
             refusal = _refusal(error, wanted)
-        if refusal is not None:
+        if refusal is None:
+            await self._settle()
+            if fetched is not None:
+                await self._record(fetched)
+        else:
             await self._crew.abandon()  # only now that the exception is gone can everything be freed
             self._refuse(refusal)
             changed = self._served is None and self._follows and await self._fall_back(wanted)
-        await self._tell(self._state())
+            await self._tell(self._state())
         return self.release, changed
+
+    async def _check(self, digest: str) -> None:
+        if not self._follows:
+            raise InvalidInput(
+                "digest", found=digest[:12], expected="none, as this server follows no store",
+                remedy="set NLU_STORE; a server of one folder reads it again when it is asked for no digest",
+            )  # fmt: skip
+        pin = await errand(origin.pin_of, self._settings)
+        if pin not in ("", digest):
+            raise InvalidInput(
+                "digest", found=digest[:12], expected=f"{pin[:12]}, to which this server is pinned",
+                remedy="unset NLU_PIN, or `nlu bundle unpin`",
+            )  # fmt: skip
 
     async def _fetch(self, digest: str) -> tuple[Bundle, Fetched | None]:
         if not self._follows:
-            if digest:
-                raise EngineRefused(
-                    "release", found=f"a wish for {digest[:12]}, and no store", expected="a store",
-                    remedy="set NLU_STORE; a server of one folder is told to read it again with SIGHUP",
-                )  # fmt: skip
             return await errand(origin.named, self._settings), None
         self._pin = await errand(origin.pin_of, self._settings)
-        if self._pin and digest not in ("", self._pin):
-            raise EngineRefused(
-                "release", found=f"a wish for {digest[:12]}", expected=f"{self._pin[:12]}, to which this is pinned",
-                remedy="unset NLU_PIN, or `nlu bundle unpin`",
-            )  # fmt: skip
         with _timed("fetch"):
             fetched = await errand(origin.fetch_release, self._settings, digest)
         if not digest:
             self._seen = fetched.bundle.digest
         return fetched.bundle, fetched
 
-    async def _serve(self, bundle: Bundle, fetched: Fetched | None) -> bool:
-        """Through every check, into service, and only then on record; False where it is served already."""
-        changed = self._served is None or self._served.digest != bundle.digest
-        if changed:
-            measured = await self._try(bundle)
-            memory.gate(
-                bundle,
-                self._served,
-                measured,
-                used=self._crew.rss_bytes(),
-                limit=memory.limit_bytes(self._settings),
-                processes=self._crew.size,
-            )
-            with _timed("prepare"):
-                await self._crew.prepare(bundle)
-            with _timed("flip"):
-                await self._crew.flip()
-            metrics.SWAPS.labels("ok").inc()
-            self._took(bundle)
+    async def _serve(self, bundle: Bundle) -> bool:
+        """Through every check and into service; False where it is served already."""
+        if self._served is not None and self._served.digest == bundle.digest:
+            return False
+        measured = await self._try(bundle)
+        memory.gate(
+            bundle,
+            self._served,
+            measured,
+            used=self._crew.rss_bytes(),
+            limit=memory.limit_bytes(self._settings),
+            processes=self._crew.size,
+        )
+        with _timed("prepare"):
+            await self._crew.prepare(bundle)
+        with _timed("flip"):
+            await self._crew.flip()
+        metrics.SWAPS.labels("ok").inc()
+        self._took(bundle)
+        return True
+
+    async def _settle(self) -> None:
+        """Nothing is left to do about what the channel points to."""
         self._refusal, self._failures, self._settled = None, 0, self._seen
         metrics.REFUSED.hide()
-        if fetched is not None:
-            await self._record(fetched)
-        return changed
+        await self._tell(self._state())
 
     async def _try(self, bundle: Bundle) -> int | None:
         """What a whole load takes, measured in a child process; None where the settings ask for no trial.
@@ -253,9 +266,7 @@ class Steward:
             bundle = await errand(origin.last_good, self._settings)
             if bundle is None or bundle.digest == refused:
                 return False
-            refusal, failures = self._refusal, self._failures
-            await self._serve(bundle, None)
-            self._refusal, self._failures = refusal, failures  # it stands, whatever serves instead
+            await self._serve(bundle)
             logger.warning("serving the last good bundle %s", bundle.digest[:12])
         except Exception as error:
             logger.error("the last good bundle is not fit either: %s", _words(error))
@@ -277,19 +288,23 @@ class Steward:
         metrics.LOOKED.set_to_current_time()
         if self._seen != self._settled or self._served is None:
             await self.swap()
-        elif self._refusal is not None and not self._refusal.lasting:
-            self._refusal, self._failures = None, 0
-            await self._tell(self._state())
+            return
+        self._failures = 0
+        if self._refusal is not None and not self._refusal.lasting:
+            await self._settle()
 
     def _refuse(self, refusal: Refusal) -> None:
-        known, self._refusal = self._refusal, refusal
         self._failures += 1
+        stands = self._refusal is not None and self._refusal.lasting and not refusal.bundle
+        if not stands:  # a store that cannot be looked at says nothing about the bundle it had
+            self._refusal = refusal
         if refusal.lasting and self._served is not None:
             self._settled = self._seen
         if refusal.bundle:
             metrics.SWAPS.labels(refusal.code).inc()
             metrics.REFUSED.show(refusal.bundle, refusal.code)
-        if known is None or known.words != refusal.words:
+        if refusal.words != self._complained:
+            self._complained = refusal.words
             what = f"bundle {refusal.bundle[:12]}" if refusal.bundle else "what the channel points to"
             logger.error("%s is not served: %s", what, refusal.words)
 
@@ -400,8 +415,10 @@ async def stewarded(settings: Settings, crew: Crew) -> AsyncIterator[tuple[int, 
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        await steward.stop()
-        await crew.drain()
+        try:
+            await steward.stop()
+        finally:
+            await crew.drain()
 
 
 def _interrupted(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

@@ -36,9 +36,8 @@ _FORESEEN = (NluError, StaticsError, ValueError, OSError)  # they say what to do
 def main() -> None:
     """Entry point. Ends with status 0 when it was drained, whoever asked for it."""
     _end_with_parent()
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # a terminal sends it to all; the supervisor says what follows
+    # A terminal sends it to the whole group; the supervisor says what follows.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = Settings()
     logs.configure(settings)
     settle(settings)

@@ -29,6 +29,7 @@ from statics.store import FolderStore
 from tests.pki import authority, issue, tls_settings
 from tests.tiny import make_bundle
 
+NAMES = ("operator.example",)
 CA, OTHER_CA = authority(), authority("another authority")
 
 
@@ -282,14 +283,22 @@ async def test_control_on_a_network_needs_certificates_of_both_sides(tmp_path: P
     server = issue(CA, "localhost")
     for each in (Settings(), tls_settings(tmp_path, server)):
         with pytest.raises(ValueError, match="NLU_TLS_CLIENT_CA"):
-            async with controlled(each.model_copy(update={"control": "127.0.0.1:0"}), _steward()):
+            chosen = each.model_copy(update={"control": "127.0.0.1:0", "control_names": NAMES})
+            async with controlled(chosen, _steward()):
                 pass
+
+
+async def test_control_on_a_network_needs_names(tmp_path: Path) -> None:
+    chosen = tls_settings(tmp_path, issue(CA, "localhost"), CA, control="127.0.0.1:0")
+    with pytest.raises(ValueError, match="NLU_CONTROL_NAMES"):
+        async with controlled(chosen, _steward()):
+            pass
 
 
 async def test_control_on_a_network_knows_its_callers(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    chosen = tls_settings(tmp_path, issue(CA, "localhost"), CA, control="127.0.0.1:0")
+    chosen = tls_settings(tmp_path, issue(CA, "localhost"), CA, control="127.0.0.1:0", control_names=NAMES)
     operator, stranger = issue(CA, "operator.example"), issue(OTHER_CA, "operator.example")
     async with controlled(chosen, _steward()) as address:
         to = f"localhost:{address.rpartition(':')[2]}"
@@ -305,8 +314,16 @@ async def test_control_on_a_network_knows_its_callers(
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
                     await stub.State(pb.StateRequest(), timeout=5)
                 assert refused.value.code() in (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED)
-    (line,) = audited(caplog)
-    assert "operator.example asked State: OK" in line
+        caller = issue(CA, "dialog-manager.example")  # may ask the public port, and nothing here
+        known = grpc.ssl_channel_credentials(CA.cert_pem, caller.key_pem, caller.cert_pem)
+        async with stub_of(to, known) as stub:
+            assert await stub.State(pb.StateRequest()).code() is StatusCode.PERMISSION_DENIED
+            swap = stub.Swap(pb.SwapRequest(digest="a" * 64))
+            assert await swap.code() is StatusCode.PERMISSION_DENIED
+    good_line, *denied = audited(caplog)
+    assert "operator.example asked State: OK" in good_line
+    assert len(denied) == 2 and all("PERMISSION_DENIED" in line for line in denied)
+    assert "dialog-manager.example asked Swap " + "a" * 64 in denied[1]
 
 
 async def test_control_port_that_is_taken_is_an_error(tmp_path: Path) -> None:
@@ -314,7 +331,7 @@ async def test_control_port_that_is_taken_is_an_error(tmp_path: Path) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         taken = f"127.0.0.1:{other.getsockname()[1]}"
-        chosen = tls_settings(tmp_path, issue(CA, "localhost"), CA, control=taken)
+        chosen = tls_settings(tmp_path, issue(CA, "localhost"), CA, control=taken, control_names=NAMES)
         with pytest.raises(OSError, match="taken"):
             async with controlled(chosen, _steward()):
                 pass

@@ -16,6 +16,7 @@ import grpc
 import pytest
 
 from nlu import metrics, origin, trial
+from nlu.errors import InvalidInput
 from nlu.serve import Alone
 from nlu.settings import Settings
 from nlu.steward import MAX_PAUSE_S, Steward, stewarded
@@ -155,7 +156,7 @@ async def test_steward_serves_the_channel_and_follows_it(rig: Rig) -> None:
         assert await answered_by(stub) == second.digest
         release = (await stub.Describe(pb.DescribeRequest())).release
         assert (release.state, release.channel, release.seq, release.reason) == ("SERVING", CHANNEL, 2, "")
-        assert last_good(settings) == second.digest
+        await until(lambda: last_good(settings) == second.digest)
         third = rig.publish(3)
         await until(lambda: steward.release.bundle == third.digest)
         await until(lambda: not (rig.root / "bundles" / first.digest).exists())
@@ -268,8 +269,9 @@ async def test_steward_pinned_machine_serves_exactly_that(rig: Rig) -> None:
         pin(rig.root, first.digest)
         await until(lambda: steward.release.bundle == first.digest)  # back, below the floor
         assert steward.release.pinned == first.digest
-        release, changed = await steward.swap(second.digest)
-        assert not changed and "pinned" in release.reason and await answered_by(stub) == first.digest
+        with pytest.raises(InvalidInput, match="pinned"):
+            await steward.swap(second.digest)
+        assert await answered_by(stub) == first.digest
         unpin(rig.root)
         await until(lambda: steward.release.bundle == second.digest)
         assert steward.release.pinned == ""
@@ -343,8 +345,8 @@ async def test_steward_named_folder_is_read_again_when_told(rig: Rig) -> None:
         steward.nudge()
         await until(lambda: steward.release.reason)
         assert await answered_by(stub) == second.digest
-        release, changed = await steward.swap(first.digest)
-        assert not changed and "no store" in release.reason
+        with pytest.raises(InvalidInput, match="follows no store"):
+            await steward.swap(first.digest)
 
 
 async def test_steward_bundle_that_expires_serves_on_with_an_alarm(
