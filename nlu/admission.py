@@ -66,6 +66,8 @@ class Admission:
     def observe(self, seconds: float, phrases: int) -> None:
         """A run of the model over so many phrases took so long."""
         now = self._measured = time.monotonic()
+        if not self._newest:
+            self._one = Average()  # whatever was measured is better than the guess
         self._one.observe(seconds / phrases)
         self._newest.append((now, seconds))
         while self._newest[0][0] < now - _WINDOW_S:

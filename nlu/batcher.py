@@ -96,9 +96,14 @@ class Batcher:
         self.admission.admit(self.waiting + self._running, len(phrases), deadline - time.monotonic())
         return [self._queued(phrase, tokens=tokens, deadline=deadline) for phrase in phrases]
 
-    async def warm(self, phrase: str) -> None:
-        """Each thread runs the model once, before the first `submit`. Raises what the model raises."""
-        await asyncio.gather(*(lane.run([phrase], True) for lane in self._lanes))
+    async def warm(self, phrases: Sequence[str]) -> None:
+        """Before the first `submit`: each thread runs the model, and admission learns how long that takes, so that the
+        first burst is not judged by a guess. Raises what the model raises."""
+        await asyncio.gather(*(lane.run(phrases[:1], True) for lane in self._lanes))  # the slow first time
+        for phrase in phrases:
+            began = time.monotonic()
+            await asyncio.gather(*(lane.run([phrase], True) for lane in self._lanes))
+            self.admission.observe(time.monotonic() - began, 1)
 
     def look(self, seconds: float) -> None:
         """Give up threads that are stuck and start loops that died anew, `seconds` of this process's life after the last

@@ -149,7 +149,7 @@ class Server:
         )
         self._prepared = self._tiers.serve(engine)
         async with asyncio.timeout(_WARM_UP_S):
-            await self._prepared.batcher.warm(loading.WARM_UP[-1])
+            await self._prepared.batcher.warm(loading.WARM_UP)
         logger.info("loaded bundle %s in %.1f s", bundle.digest[:12], time.monotonic() - began)
 
     async def flip(self, at: float | None = None) -> None:

@@ -32,7 +32,7 @@ OPEN_FILES = 256  # a load holds a few dozen: each shard, each library
 _LAST_WORDS = 300  # characters of what a child that died wrote to stderr
 
 # What the child gets of our environment: where libraries lie. No settings, and so no passwords.
-_KEPT = ("LD_LIBRARY_PATH", "LANG", "TZ")
+_KEPT = ("LD_LIBRARY_PATH", "LANG", "TZ", "ORT_DISABLE_TELEMETRY")
 # One thread, and heaps that do not reserve what they never use: Arrow's own takes 1.2 GiB of the limit to hold kilobytes.
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",

@@ -10,6 +10,7 @@ from statics.errors import FormatTooNew, ManifestInvalid
 from statics.version import FORMAT
 
 DEPTH = 8
+FIELDS = 256  # of one object
 LARGEST = 2**53  # beyond it, other readers of JSON round
 
 REMEDY = "build and publish the bundle again; these files are never edited by hand"
@@ -65,8 +66,8 @@ def canonical_json(value: object) -> bytes:
 def strict_json(raw: bytes, limit: int) -> dict[str, object]:
     """A JSON object without the tricks: what is read here is what `canonical_json` would write for it.
 
-    Refused with a ValueError: duplicate keys, fractions, NaN, -0, huge integers, deep nesting, half characters, a byte
-    order mark, other encodings than UTF-8, and whatever follows the object.
+    Refused with a ValueError: duplicate keys, objects of more than FIELDS keys, fractions, NaN, -0, huge integers, deep
+    nesting, half characters, a byte order mark, other encodings than UTF-8, and whatever follows the object.
     """
     if len(raw) > limit:
         raise ValueError(f"{len(raw)} bytes, more than {limit}")
@@ -105,7 +106,9 @@ def _check_format(found: object, part: str) -> None:
 
 
 def _unique(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
-    result: dict[str, object] = {}
+    pairs, result = list(pairs), dict[str, object]()
+    if len(pairs) > FIELDS:
+        raise ValueError(f"an object of {len(pairs)} fields, more than {FIELDS}")
     for key, value in pairs:
         if key in result:
             raise ValueError(f"duplicate key {key!r:.80}")
@@ -137,6 +140,6 @@ def _check_depth(value: object, left: int) -> None:
 def _check_text(value: object) -> None:
     """Escapes can spell half of a surrogate pair, which is no character and cannot be written again."""
     try:
-        canonical_json(value)
+        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"half a character, {error.object[error.start]!a}") from error

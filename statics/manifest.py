@@ -11,6 +11,7 @@ from packaging.specifiers import SpecifierSet
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    FailFast,
     Field,
     PlainSerializer,
     SerializerFunctionWrapHandler,
@@ -87,7 +88,7 @@ class Component(Document):
     name: Name
     kind: Name
     digest: Sha256
-    files: tuple[File, ...] = Field(min_length=1)
+    files: Annotated[tuple[File, ...], FailFast()] = Field(min_length=1)
     requires: dict[Name, Text] = {}
     provides: dict[Name, Text] = {}
 
@@ -123,7 +124,7 @@ class Manifest(Document):
     restores: Sha256 | None = None
     note: Note | None = None
     requires_service: Annotated[str, AfterValidator(_range)]
-    components: tuple[Component, ...]
+    components: Annotated[tuple[Component, ...], FailFast()]
 
     @property
     def size(self) -> int:

@@ -85,6 +85,10 @@ def _steps(section: Section, name: str, seconds: int, **settings: object) -> dic
     found = Load(section.rig, order).result(within_s=len(STEPS) * seconds + 120)
     time.sleep(0.5)
     told = {code: count - before.get(code, 0) for code, count in server.calls().items()}
+    shed = {
+        name: value for name, value in server.metrics().items() if name.startswith("nlu_shed_total") and value
+    }
+    section.say(f"{name}: {dict(found.codes())}, {shed}")
     server.process.end()
     start = float(found.at.min())
     steps: dict[float, dict[str, float]] = {}

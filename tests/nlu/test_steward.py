@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import shutil
 from collections.abc import AsyncIterator, Callable
@@ -480,3 +481,33 @@ def test_steward_errors_have_stable_codes() -> None:
     missing: StaticsError = FileMissing(part="p", found="a", expected="b", remedy="c")
     codes = [code_of(error) for error in (refused, memory, missing, WorkerFailed("w"), RuntimeError())]
     assert codes == ["engine-refused", "memory", "file-missing", "worker-failed", "error"]
+
+
+async def test_steward_refusal_outlives_a_store_that_cannot_be_looked_at(rig: Rig) -> None:
+    rig.publish(1)
+    async with followed(rig.settings()) as (steward, _):
+        await steward.serving.wait()
+        bad = rig.publish(2, edit=shuffle)
+        await until(lambda: steward.release.wanted == bad.digest)
+        (rig.folder / "store").rename(rig.folder / "away")
+        await until(lambda: steward._failures > 2)
+        (rig.folder / "away").rename(rig.folder / "store")
+        await until(lambda: not steward._failures)
+        assert steward.release.wanted == bad.digest and "head intent" in steward.release.reason
+
+
+async def test_steward_refused_releases_leave_nothing_behind(rig: Rig) -> None:
+    rig.publish(1)
+    async with followed(rig.settings(watch_s=0)) as (steward, _):
+        await steward.serving.wait()
+        rig.publish(2, edit=shuffle)
+
+        async def refused(times: int) -> int:
+            for _ in range(times):
+                release, changed = await steward.swap()
+                assert release.reason and not changed
+            gc.collect()
+            return len(gc.get_objects())
+
+        before = await refused(3)
+        assert await refused(10) - before < 100
