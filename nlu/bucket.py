@@ -20,17 +20,18 @@ class Bucket:
         self._level = burst * _SECOND
         self._seen = clock_ns()
 
-    def take(self, count: int = 1) -> int:
+    def take(self, count: int = 1, *, had: int = 0) -> int:
         """Take `count` and return 0, or take none and return the milliseconds until they would be there.
 
-        More than `burst` are never there at once: they are had from a full bucket, which then owes the rest.
+        More than `burst` are never there at once: they are had from a full bucket, which then owes the rest. `had` of the
+        count were taken before, and are not given back; whoever waits as long as they are told has all of them then.
         """
         now = self._clock_ns()
         # `rate` a second is `rate` billionths a nanosecond.
         self._level = min(self.burst * _SECOND, self._level + (now - self._seen) * self.rate)
         self._seen = now
         missing = min(count, self.burst) * _SECOND - self._level
-        if missing > 0:
+        if missing > had * _SECOND:
             return -(-missing // (self.rate * 1_000_000))
-        self._level -= count * _SECOND
+        self._level -= (count - had) * _SECOND
         return 0

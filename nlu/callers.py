@@ -18,7 +18,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from nlu import logs
+from nlu import logs, metrics
 from nlu.bucket import Bucket
 from nlu.errors import NotAllowed, Overloaded, Unauthenticated
 from nlu.watched import Watched
@@ -86,9 +86,15 @@ class Callers:
         return cls(path)
 
     def check(self, metadata: Mapping[str, str], peer: str, *, method: str) -> str:
+        """The name of who calls, and one call more of theirs. Raises as `known` does, and Overloaded."""
+        name = self.known(metadata, peer, method=method)
+        self._spend(name, 1)
+        return name
+
+    def known(self, metadata: Mapping[str, str], peer: str, *, method: str) -> str:
         """The name of who calls. `metadata` has lower-case names; `peer` is what tls.py says of the certificate.
 
-        A token that is sent must be right, whatever the certificate. Raises Unauthenticated, NotAllowed, Overloaded.
+        A token that is sent must be right, whatever the certificate. Raises Unauthenticated, NotAllowed.
         """
         book = self._book.now()
         name = _by_token(book, metadata) or _by_certificate(book, peer)
@@ -99,25 +105,25 @@ class Callers:
                 f"caller {name}: found a call of {method}, expected {' or '.join(methods) or 'none'}; "
                 "ask the operator for more methods"
             )
-        self._spend(book, name, 1)
         return name
 
     def spend(self, name: str, count: int) -> None:
-        """Count more than the one call of `check`: the other items of a batch. Raises Overloaded."""
-        book = self._book.now()
-        if name in book.callers:
-            self._spend(book, name, count)
+        """What `check` counted as one call is a batch of so many: count the others too, or raise Overloaded."""
+        self._spend(name, count, had=1)
 
-    def _spend(self, book: _Book, name: str, count: int) -> None:
-        rate, burst = book.callers[name].rate, book.callers[name].burst
-        if rate is None:
+    def _spend(self, name: str, count: int, *, had: int = 0) -> None:
+        book = self._book.now()
+        caller = book.callers.get(name)  # None: taken out of the file since it was let in
+        if caller is None or caller.rate is None:
             return
+        rate, burst = caller.rate, caller.burst
         bucket = self._buckets.get(name)
         if bucket is None or (bucket.rate, bucket.burst) != (rate, burst or rate):
             self._buckets = {known: kept for known, kept in self._buckets.items() if known in book.callers}
             bucket = self._buckets[name] = Bucket(rate, burst or rate, clock_ns=self._clock_ns)
-        wait_ms = bucket.take(count)
+        wait_ms = bucket.take(count, had=had)
         if wait_ms:
+            metrics.SHED.labels("rate").inc()
             raise Overloaded(f"caller {name} may call {rate} times a second", retry_after_ms=wait_ms)
 
 

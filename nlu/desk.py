@@ -81,6 +81,9 @@ class _Seat:
             self.empty.set()
 
 
+Read = Callable[[], Awaitable[bytes]]  # a request that is yet to be made of what was sent
+
+
 class _Call(NamedTuple):
     """What a method needs to know of its call."""
 
@@ -139,9 +142,16 @@ class Desk:
         return before.pipeline
 
     async def answer(
-        self, method: str, raw: bytes, *, remaining_s: float | None, metadata: Mapping[str, str], peer: str
+        self,
+        method: str,
+        raw: bytes | Read,
+        *,
+        remaining_s: float | None,
+        metadata: Mapping[str, str],
+        peer: str,
     ) -> bytes:
-        """Serialised reply to one serialised request; of an UnderstandStream, to one item.
+        """Serialised reply to one serialised request, which may be made once the call is taken on; of an UnderstandStream,
+        to one item.
 
         `remaining_s` is what is left of the caller's deadline, None where there is none; `metadata` and `peer` are for
         Callers.check. Raises the errors of nlu/errors.py.
@@ -152,7 +162,8 @@ class Desk:
             deadline, caller = self._admit(method, metadata, peer, remaining_s, began)
             self.in_flight += 1
             try:
-                reply = await self._answer(method, _Call(raw, deadline, caller))
+                request = raw if isinstance(raw, bytes) else await raw()
+                reply = await self._answer(method, _Call(request, deadline, caller))
             finally:
                 self.in_flight -= 1
         except asyncio.CancelledError:
@@ -182,6 +193,16 @@ class Desk:
         message = pb.UnderstandReply.FromString(reply)
         return pb.Outcome(request_id=message.request_id, reply=message).SerializeToString()
 
+    def knows(self, method: str, *, metadata: Mapping[str, str], peer: str) -> bool:
+        """Whether this caller may call this at all: for a transport that would not read what a stranger sends. `answer`
+        looks again, and tells and counts those who may not."""
+        try:
+            if self.callers is not None:
+                self.callers.known(metadata, peer, method=method)
+        except (Unauthenticated, NotAllowed):
+            return False
+        return True
+
     def gone(self, method: str) -> None:
         """A call whose caller was gone before it could be answered."""
         _count(method, StatusCode.CANCELLED, "")
@@ -198,7 +219,7 @@ class Desk:
             raise Overloaded(
                 f"{self._limit} calls are being handled already", retry_after_ms=pause_ms(_FULL_PAUSE_S)
             )
-        caller = "" if self.callers is None else _checked(self.callers, metadata, peer, method)
+        caller = "" if self.callers is None else self.callers.check(metadata, peer, method=method)
         if remaining_s is None or not math.isfinite(remaining_s):
             remaining_s = self._deadline_s
         if remaining_s <= 0:
@@ -233,7 +254,7 @@ class Desk:
                 remedy="split the batch",
             )
         if self.callers is not None and len(batch.requests) > 1:
-            self.callers.spend(call.caller, len(batch.requests) - 1)
+            self.callers.spend(call.caller, len(batch.requests))
         outcomes = await asyncio.gather(
             *(_outcome(request, pipeline, call.deadline) for request in batch.requests)
         )
@@ -244,7 +265,7 @@ class Desk:
         encoded = await pipeline.encode(wire.texts(request), tokens=request.tokens, deadline=call.deadline)
         vectorizer = pipeline.engine.vectorizer
         return pb.EncodeReply(
-            vectors=[wire.vectors_message(*found, request.precision) for found in encoded],
+            vectors=[wire.vectors_message(*found, request) for found in encoded],
             dim=vectorizer.dim,
             token_dim=vectorizer.token_dim,
             versions=wire.versions_message(pipeline.engine.versions),
@@ -306,14 +327,6 @@ def _request_id(raw: bytes) -> str:
         return wire.parse(pb.UnderstandRequest(), raw).request_id
     except InvalidInput:
         return ""
-
-
-def _checked(callers: Callers, metadata: Mapping[str, str], peer: str, method: str) -> str:
-    try:
-        return callers.check(metadata, peer, method=method)
-    except Overloaded:
-        metrics.SHED.labels("rate").inc()
-        raise
 
 
 def _count(method: str, code: StatusCode, caller: str) -> None:

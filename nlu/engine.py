@@ -28,7 +28,7 @@ class Engine:
     ranker: Ranker
     routes: Routes | None
     cold: ColdTable | None
-    parts: dict[str, object]  # component digest -> loaded part, for the next load to reuse
+    parts: dict[str, object]  # by kind and digest, for the next load to reuse
 
     def describe(self) -> Description:
         """What is served, for Describe and the command line."""

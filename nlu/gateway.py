@@ -34,7 +34,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as Event
 
 from nlu import dialects, logs, metrics, openapi, tracing, wire
-from nlu.desk import Desk, status_of
+from nlu.desk import Desk, Read, status_of
 from nlu.errors import InvalidInput, Overloaded
 from nlu.health import LIVE, Health
 from nlu.listener import Listener, serve_http
@@ -201,8 +201,11 @@ class _Gateway:
         """A method of nlu.proto in the JSON mapping of its messages, with the field names of the .proto file."""
 
         async def endpoint(request: Request) -> Response:
-            body = await _body(request, limit)
-            asked = await _aside(len(body), lambda: _from_json(takes(), body))
+            body = await self._body(request, method, limit)
+
+            async def asked() -> bytes:
+                return await _aside(len(body), lambda: _from_json(takes(), body).SerializeToString())
+
             reply = await self._answer(request, method, asked)
             return _answered(await _aside(len(reply), lambda: _to_json(gives.FromString(reply))))
 
@@ -210,12 +213,14 @@ class _Gateway:
 
     async def describe(self, request: Request) -> Response:
         """GET /v1/describe."""
-        reply = await self._answer(request, "Describe", pb.DescribeRequest())
+        reply = await self._answer(request, "Describe", b"")
         return _answered(_to_json(pb.DescribeReply.FromString(reply)))
 
     async def embeddings(self, request: Request) -> Response:
         """POST /v1/embeddings; more texts than one call of Encode takes become several, one after the other."""
-        said = dialects.parsed(dialects.EmbeddingsRequest, await _body(request, MAX_BATCH_BODY))
+        body = await self._body(request, "Encode", MAX_BATCH_BODY)
+        await _aside(len(body), lambda: _text(body, MAX_VALUES))
+        said = dialects.parsed(dialects.EmbeddingsRequest, body)
         pipeline = self._desk.pipeline
         if pipeline is not None:
             _check_served(said, pipeline.engine.vectorizer)
@@ -224,7 +229,9 @@ class _Gateway:
         for texts in _portions(said.texts):
             # Vectors were rounded to float16 when they were made, so this loses nothing.
             asked = pb.EncodeRequest(texts=texts, precision=pb.PRECISION_FLOAT16)
-            reply = pb.EncodeReply.FromString(await self._answer(request, "Encode", asked))
+            reply = pb.EncodeReply.FromString(
+                await self._answer(request, "Encode", asked.SerializeToString())
+            )
             if pipeline is None or reply.versions.vectorizer != pipeline.engine.vectorizer.fingerprint:
                 raise Refused(503, "model: another took its place while it was asked; ask again")
             rows += [np.frombuffer(each.sentence_f16, "<f2").astype(np.float32) for each in reply.vectors]
@@ -235,7 +242,7 @@ class _Gateway:
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models: the one there is."""
-        await self._answer(request, "Describe", pb.DescribeRequest())
+        await self._answer(request, "Describe", b"")
         pipeline = self._desk.pipeline
         return _answered(
             _json(dialects.models([] if pipeline is None else [pipeline.engine.vectorizer.spec.name]))
@@ -243,16 +250,17 @@ class _Gateway:
 
     async def parse(self, request: Request) -> Response:
         """POST /model/parse."""
-        said = dialects.parsed(dialects.ParseRequest, await _body(request, MAX_BODY))
+        body = await self._body(request, "Understand", MAX_BODY)
+        said = dialects.parsed(dialects.ParseRequest, body)
         asked = pb.UnderstandRequest(
             hypotheses=[pb.Hypothesis(text=said.text)], retrieval=pb.Retrieval(top_k=0)
         )
-        reply = pb.UnderstandReply.FromString(await self._answer(request, "Understand", asked))
-        return _answered(_json(dialects.parse_reply(reply, said)))
+        reply = await self._answer(request, "Understand", asked.SerializeToString())
+        return _answered(_json(dialects.parse_reply(pb.UnderstandReply.FromString(reply), said)))
 
     async def status(self, request: Request) -> Response:
         """GET /status."""
-        reply = pb.DescribeReply.FromString(await self._answer(request, "Describe", pb.DescribeRequest()))
+        reply = pb.DescribeReply.FromString(await self._answer(request, "Describe", b""))
         file = f"{reply.channel}-{reply.seq}" if reply.versions.bundle else ""
         return _answered(_json(dialects.StatusReply(model_id=reply.versions.bundle, model_file=file)))
 
@@ -285,15 +293,34 @@ class _Gateway:
     async def metrics(self, request: Request) -> Response:
         """GET /metrics; where callers have names, for those who may call Describe."""
         if self._desk.callers is not None:
-            self._desk.callers.check(_metadata(request), _peer(request), method="Describe")
+            self._desk.callers.known(_metadata(request), _peer(request), method="Describe")
         return Response(generate_latest(metrics.REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
-    async def _answer(self, request: Request, method: str, asked: Message) -> bytes:
+    async def _body(self, request: Request, method: str, limit: int) -> bytes:
+        """What was sent, as long as it is JSON, no more than this, and not from a stranger; raises Refused."""
+        if not self._desk.knows(method, metadata=_metadata(request), peer=_peer(request)):
+            await self._answer(request, method, b"")  # which the desk refuses in its own words, and counts
+        media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media != "application/json":
+            raise Refused(415, "content-type: found something else, expected application/json; say so")
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise Refused(415, "content-encoding: found one, expected none; send it plain")
+        declared = request.headers.get("content-length", "0")
+        if len(declared) > 9 or int(declared) > limit:
+            raise _too_large(limit)
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > limit:
+                raise _too_large(limit)
+        return bytes(body)
+
+    async def _answer(self, request: Request, method: str, asked: bytes | Read) -> bytes:
         """The desk's reply. Where the caller hangs up first, the work ends with that."""
         answer = asyncio.ensure_future(
             self._desk.answer(
                 method,
-                asked.SerializeToString(),
+                asked,
                 remaining_s=_remaining_s(request),
                 metadata=_metadata(request),
                 peer=_peer(request),
@@ -345,6 +372,10 @@ class _Door:
                 await self._inner(scope, receive, answer)
         except ClientDisconnect:
             status = status or 499
+        except Exception as error:  # no answer could be made; Starlette says 500, and nobody else why
+            status = status or 500
+            logger.error("a request of the gateway failed", exc_info=error)
+            raise
         finally:
             metrics.HTTP.labels(path, str(status or 499)).inc()
 
@@ -356,24 +387,6 @@ def _check_served(said: dialects.EmbeddingsRequest, vectorizer: Vectorizer) -> N
         raise InvalidInput(
             "dimensions", found=str(said.dimensions), expected=str(vectorizer.dim), remedy="leave it out"
         )
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    """What was sent, as long as it is JSON and no more than this; raises Refused."""
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/json":
-        raise Refused(415, "content-type: found something else, expected application/json; say so")
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise Refused(415, "content-encoding: found one, expected none; send it plain")
-    declared = request.headers.get("content-length", "0")
-    if len(declared) > 9 or int(declared) > limit:
-        raise _too_large(limit)
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > limit:
-            raise _too_large(limit)
-    return bytes(body)
 
 
 def _too_large(limit: int) -> Refused:
@@ -388,28 +401,34 @@ def _from_json(message: M, body: bytes) -> M:
     if isinstance(message, pb.UnderstandBatchRequest):
         most *= wire.MAX_BATCH
     try:
-        text = body.decode("utf-8")
-        # protobuf's reader takes seconds for a megabyte of small values; that of Python a few milliseconds.
-        if _values(json.loads(text), most) > most:
-            raise InvalidInput(
-                "request", found=f"more than {most} values", expected="fewer", remedy="see /docs"
-            )
-        json_format.Parse(text, message)
+        json_format.Parse(_text(body, most), message)
     except json_format.ParseError as error:
-        found = str(error).splitlines()[0][:_QUOTED]
+        found = str(error).splitlines()[0][:_QUOTED].encode("utf-8", "backslashreplace").decode()
         if stranger := _STRANGER.search(found):
             name, found = stranger[1], f"a field {stranger[2]!r}"
     except InvalidInput:
         raise
-    except (
-        ValueError,
-        TypeError,
-        RecursionError,
-    ):  # no UTF-8, lone surrogates, digits or brackets without end
+    except (ValueError, TypeError, RecursionError):  # lone surrogates
         found = "no JSON in UTF-8"
     else:
         return message
     raise InvalidInput("request", found=found, expected=f"the JSON of a {name}", remedy="see /docs")
+
+
+def _text(body: bytes, most: int) -> str:
+    """JSON of no more than so many values; raises InvalidInput.
+
+    protobuf's reader takes seconds for a megabyte of small values, and pydantic for the list of what is wrong with them;
+    Python's own a few milliseconds.
+    """
+    try:
+        text = body.decode("utf-8")
+        count = _values(json.loads(text), most)
+    except (ValueError, RecursionError):  # no UTF-8, digits or brackets without end
+        raise InvalidInput("request", found="no JSON in UTF-8", expected="JSON", remedy="see /docs") from None
+    if count > most:
+        raise InvalidInput("request", found=f"more than {most} values", expected="fewer", remedy="see /docs")
+    return text
 
 
 def _values(found: Any, most: int) -> int:

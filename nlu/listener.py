@@ -29,6 +29,9 @@ EXCHANGE_S = (
 IDLE_S = 5  # a connection that asks nothing more is closed
 HANDSHAKE_S = 5.0
 HEAD_BYTES = 16 * 1024  # request line and headers
+CHUNKS = (
+    2000  # of one request: each costs the event loop 6 µs, so a megabyte of single bytes would take it 6 s
+)
 CONNECTIONS = 1000  # of one process; more are hung up on
 _BACKLOG = 512
 
@@ -39,11 +42,33 @@ _NO_HTTP = {
 }
 
 
+class Requests(h11.Connection):
+    """h11, stricter: nothing that a proxy in front may read as another request, and no body in crumbs."""
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, HEAD_BYTES)
+        self._chunks = 0
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """As h11 has it; raises h11.RemoteProtocolError, which is answered with 400 and the end of the connection."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._chunks = 0
+            if {b"content-length", b"transfer-encoding"} <= {name for name, _ in event.headers}:
+                raise h11.RemoteProtocolError("two lengths")  # RFC 9112, 6.3: what smugglers of requests send
+        elif isinstance(event, h11.Data):
+            self._chunks += event.chunk_start
+            if self._chunks > CHUNKS:
+                raise h11.RemoteProtocolError("too many chunks")
+        return event
+
+
 class Connection(H11Protocol):
     """One connection; in `state` its requests have what nlu/tls.py says of the caller's certificate, as "peer"."""
 
     def __init__(self, *, config: uvicorn.Config, server_state: ServerState, exchange_s: float) -> None:
         super().__init__(config, server_state, {})
+        self.conn = Requests()
         self._exchange_s = exchange_s
         self._clock: asyncio.TimerHandle | None = None
 
@@ -76,6 +101,9 @@ class Connection(H11Protocol):
                 h11.EndOfMessage(),
             )
             self.transport.write(b"".join(self.conn.send(event) or b"" for event in answer))
+        if self.cycle is not None:  # whoever works on an answer learns at once that nobody will get it
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self.transport.close()
 
     def _wind(self) -> None:
@@ -124,7 +152,6 @@ async def serve_http(
         access_log=False,  # paths are a caller's words too
         proxy_headers=False,  # who is behind a proxy is for the proxy to say, with a token of its own
         timeout_keep_alive=IDLE_S,
-        h11_max_incomplete_event_size=HEAD_BYTES,
     )
     config.load()
     state = ServerState()

@@ -116,7 +116,9 @@ def _load(
 
 def _let_go(error: BaseException | None) -> None:
     """Whoever keeps an error to tell why keeps its frames too, and they the parts of the load that was refused."""
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # libraries do raise errors that are their own cause
+        seen.add(id(error))
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 
@@ -129,7 +131,7 @@ class _Loader:
         self.parts: dict[str, object] = {}
 
     def part(self, component: Component, make: Callable[[Path], Part]) -> Part:
-        loaded = self._known.get(component.digest)
+        loaded = self._known.get(_key(component))
         if loaded is None:
             try:
                 loaded = make(self._bundle.folder(component))
@@ -143,11 +145,11 @@ class _Loader:
                     expected="a part this code can load",
                     remedy="rebuild it",
                 ) from error
-        self.parts[component.digest] = loaded
-        return loaded  # type: ignore[return-value]  # a digest is of one kind, and a kind is loaded by one function
+        self.parts[_key(component)] = loaded
+        return loaded  # type: ignore[return-value]  # a kind is loaded by one function
 
     def is_new(self, component: Component) -> bool:
-        return component.digest not in self._known
+        return _key(component) not in self._known
 
     def one(self, kind: str, make: Callable[[Path], Part]) -> Part | None:
         components = self._bundle.of_kind(kind)
@@ -159,6 +161,11 @@ class _Loader:
                 remedy="drop one",
             )
         return self.part(components[0], make) if components else None
+
+
+def _key(component: Component) -> str:
+    """By its kind too: the same files may be called a part of another kind in the next bundle."""
+    return f"{component.kind} {component.digest}"
 
 
 def _warm_up(vectorizer: Vectorizer) -> None:

@@ -102,7 +102,8 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in
         self._handler_of = handler_of
 
     def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
-        service, _, method = call.method.lstrip("/").partition("/")
+        # One slash is taken off and no more: a proxy's rule for /nlu.v1.Nlu/Encode does not hold of //nlu.v1.Nlu/Encode.
+        service, _, method = call.method.removeprefix("/").partition("/")
         return self._handler_of(method) if service == SERVICE else None
 
 

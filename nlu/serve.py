@@ -11,13 +11,11 @@ import contextlib
 import ctypes
 import gc
 import logging
-import os
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -51,7 +49,6 @@ logger = logging.getLogger(__name__)
 
 _BEAT_S = 0.5  # between two words on liveness
 _WARM_UP_S = 60.0  # a model that takes longer for a phrase, after a load in which it read dozens, is stuck
-_GIVES_WAY = 5  # nice(2); measured with callers on the same core: p50 as without a load, p99 the same as at 0
 _M_ARENA_MAX = -8  # malloc.h of glibc
 _TRACES_S = 1.0  # for the last traces to leave
 
@@ -140,7 +137,7 @@ class Server:
         settings, live = self._settings, self._live
         began = time.monotonic()
         engine = await errand(
-            loading.load if live is None else _load_beside,
+            loading.load,
             bundle,
             before=None if live is None else live.engine,
             placement=settings.index_placement,
@@ -395,13 +392,6 @@ def start_metrics(settings: Settings) -> Callable[[], None]:
         thread.join()
 
     return close
-
-
-def _load_beside(bundle: Bundle, **options: Any) -> Engine:
-    """A load that gives way to the calls; at a lower priority still, it would hold them up with the interpreter's lock."""
-    with contextlib.suppress(OSError):  # where threads have no priority of their own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _GIVES_WAY)
-    return loading.load(bundle, **options)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -27,7 +27,15 @@ from nlu.settings import Settings
 from nlu.trial import try_load
 from nlu.types import Release
 from statics.bundle import Bundle
-from statics.errors import DigestMismatch, Forbidden, SizeMismatch, StaticsError
+from statics.errors import (
+    DigestMismatch,
+    Expired,
+    Forbidden,
+    SignatureInvalid,
+    SignatureMissing,
+    SizeMismatch,
+    StaticsError,
+)
 from statics.local import collect
 from statics.pull import CIRCUMSTANCES, Fetched, follow
 
@@ -38,7 +46,10 @@ KEPT = 2  # newest bundles on this machine's disk: what serves, and the way back
 
 _FORESEEN = (StaticsError, NluError)
 # Of these, what another try may mend although nothing new is published; the others lie in the bundle.
-_PASSING = (*CIRCUMSTANCES, SizeMismatch, DigestMismatch, WorkerFailed)
+# A clock is set right, a keyring is rolled out, a second signature is added to a release that is there already.
+_PASSING = (
+    *CIRCUMSTANCES, SizeMismatch, DigestMismatch, Expired, SignatureMissing, SignatureInvalid, WorkerFailed,
+)  # fmt: skip
 
 
 class Crew(Protocol):

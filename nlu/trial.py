@@ -165,7 +165,7 @@ def _confine(limits: Limits, parent: int) -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not to outlive who asked
     if os.getppid() != parent:
         os._exit(1)
-    os.nice(19)
+    os.setpriority(os.PRIO_PROCESS, 0, 19)
     with suppress(OSError):  # where memory runs out for all, this process is the one to go
         Path("/proc/self/oom_score_adj").write_text("1000")
     for what, limit in (

@@ -182,15 +182,17 @@ def versions_message(versions: Versions) -> pb.Versions:
     return pb.Versions(bundle=versions.bundle, vectorizer=versions.vectorizer, service=versions.service)
 
 
-def vectors_message(phrase: Phrase, encoding: Encoding, source: Source, precision: int) -> pb.Vectors:
-    """One Encoding as its message, offsets in the caller's text."""
+def vectors_message(
+    phrase: Phrase, encoding: Encoding, source: Source, request: pb.EncodeRequest
+) -> pb.Vectors:
+    """One Encoding as its message, offsets in the caller's text; a cache may have tokens that nobody asked for."""
     message = pb.Vectors(phrase=phrase.text, source=_SOURCES[source])
-    half = precision == pb.PRECISION_FLOAT16
+    half = request.precision == pb.PRECISION_FLOAT16
     if half:
         message.sentence_f16 = encoding.sentence.astype("<f2").tobytes()
     else:
         message.sentence.extend(encoding.sentence.tolist())
-    if encoding.tokens is not None and encoding.offsets is not None:
+    if request.tokens and encoding.tokens is not None and encoding.offsets is not None:
         if half:
             message.tokens_f16 = encoding.tokens.astype("<f2").tobytes()
         else:

@@ -116,11 +116,12 @@ class Blobs:
             os.rename(self.path(file.sha256), target)
 
     def sweep(self, wanted: set[str]) -> None:
-        """Remove all others; for who knows that no pull lives."""
+        """Remove all others, and those of another account that we could not go on with; for who knows that no pull lives."""
         for path in self.folder.glob("*"):
-            if path.stem not in wanted:
+            if path.stem not in wanted or not os.access(path, os.R_OK | os.W_OK):
                 log.info("removing %s, left by a pull that did not end", path)
-                path.unlink(missing_ok=True)
+                with disk.local_errors(str(path)):
+                    path.unlink(missing_ok=True)
 
     def _part(self, file: File) -> Path:
         return self.folder / f"{file.sha256}.part"

@@ -9,7 +9,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -98,7 +98,7 @@ def plain_file(
 def check_plain(status: os.stat_result, part: str, *, shared: bool = False) -> None:
     if not stat.S_ISREG(status.st_mode):
         found = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "something that is no regular file"
-    elif status.st_nlink != 1 and not shared:
+    elif status.st_nlink > 1 and not shared:  # one that was replaced since we opened it has none
         found = f"a file with {status.st_nlink} names"
     else:
         return
@@ -179,29 +179,24 @@ def check_size(found: int, part: str, size: int) -> None:
 # Writing
 
 
-def write_file(
-    path: Path, chunks: Iterable[bytes], tick: Callable[[int], None] = lambda written: None
-) -> None:
-    """A new file, on the disk when this returns; `tick` hears how many bytes are written so far."""
+def write_file(path: Path, chunks: Iterable[bytes]) -> None:
+    """A new file, on the disk when this returns."""
     with local_errors(str(path)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
     try:
-        written = 0
         for chunk in chunks:
             with local_errors(str(path)):
-                written += write_all(descriptor, chunk)
-            tick(written)
+                write_all(descriptor, chunk)
         with local_errors(str(path)):
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def write_all(descriptor: int, data: bytes) -> int:
+def write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-    return len(data)
 
 
 def replace_file(path: Path, chunks: Iterable[bytes]) -> None:

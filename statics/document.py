@@ -25,21 +25,21 @@ class Document(BaseModel):
 D = TypeVar("D", bound=Document)
 
 
-def load(model: type[D], raw: bytes, *, part: str, limit: int) -> D:
-    """Read a document, its `format` (where it has one) first; raises ManifestInvalid and FormatTooNew."""
+def load(model: type[D], raw: bytes, *, part: str, limit: int, remedy: str = REMEDY) -> D:
+    """Read a document, its `format` (where it has one) first; raises ManifestInvalid, with `remedy`, and FormatTooNew."""
     try:
         value = strict_json(raw, limit)
     except ValueError as error:
         raise ManifestInvalid(
-            part=part, found=str(error), expected="strict JSON in UTF-8", remedy=REMEDY
+            part=part, found=str(error), expected="strict JSON in UTF-8", remedy=remedy
         ) from error
     if "format" in model.model_fields:
-        _check_format(value.get("format"), part)
+        _check_format(value.get("format"), part, remedy)
     try:
         # The checked value is written out again, so that pydantic's parser never sees what ours refused.
         return model.model_validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        raise invalid(error, part) from error
+        raise invalid(error, part, remedy) from error
 
 
 def dump(document: Document) -> bytes:
@@ -47,7 +47,7 @@ def dump(document: Document) -> bytes:
     return canonical_json(document.model_dump(mode="json"))
 
 
-def invalid(error: ValidationError, part: str) -> ManifestInvalid:
+def invalid(error: ValidationError, part: str, remedy: str = REMEDY) -> ManifestInvalid:
     """Pydantic's first complaint in our words."""
     first = error.errors(include_url=False)[0]
     where = ".".join(str(step) for step in first["loc"])
@@ -55,7 +55,7 @@ def invalid(error: ValidationError, part: str) -> ManifestInvalid:
         part=f"{part} {where}".rstrip(),
         found=f"{first['input']!r:.80} ({first['msg']})",
         expected="the fields of this document, nothing else",
-        remedy=REMEDY,
+        remedy=remedy,
     )
 
 
@@ -88,13 +88,13 @@ def strict_json(raw: bytes, limit: int) -> dict[str, object]:
     return value
 
 
-def _check_format(found: object, part: str) -> None:
+def _check_format(found: object, part: str, remedy: str) -> None:
     if type(found) is not int or found < 1:  # `type`, because True is an int
         raise ManifestInvalid(
             part=f"{part} format",
             found=f"{found!r:.80}",
             expected=f"an integer from 1 to {FORMAT}",
-            remedy=REMEDY,
+            remedy=remedy,
         )
     if found > FORMAT:
         raise FormatTooNew(

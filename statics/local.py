@@ -24,7 +24,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from statics import disk, document, pointer
-from statics.audit import note
+from statics.audit import AUDIT, note
 from statics.blobs import Blobs, from_disk
 from statics.bundle import BUNDLES, COMPONENTS, Bundle
 from statics.document import Document
@@ -92,9 +92,9 @@ def pin(root: Path, digest: str) -> None:
     Local(root).pin(digest)
 
 
-def unpin(root: Path) -> None:
-    """Let this machine follow its channel again."""
-    Local(root).unpin()
+def unpin(root: Path) -> bool:
+    """Let this machine follow its channel again; whether it was held. A pin that cannot be read goes too."""
+    return Local(root).unpin()
 
 
 def pinned(root: Path) -> str:
@@ -131,7 +131,8 @@ class Local:
             raw = disk.read_small(self._pin, str(self._pin), STATE_LIMIT)
         except FileMissing:
             return ""
-        return document.load(Pin, raw, part=str(self._pin), limit=STATE_LIMIT).bundle
+        remedy = "nlu bundle unpin or pin for this folder writes it anew"
+        return document.load(Pin, raw, part=str(self._pin), limit=STATE_LIMIT, remedy=remedy).bundle
 
     def present(self, digest: str, trust: Trust) -> Bundle | None:
         """The bundle of this digest, if it is here and whole."""
@@ -274,13 +275,14 @@ class Local:
             self._replace(self._pin, document.dump(held))
             note(self.root, "pin", digest=digest)
 
-    def unpin(self) -> None:
+    def unpin(self) -> bool:
         if not os.path.lexists(self._pin):
-            return
+            return False
         with self._locked(), disk.local_errors(str(self._pin)):
             self._pin.unlink(missing_ok=True)
             disk.sync_directory(self.root)
             note(self.root, "unpin", digest="")
+        return True
 
     def collect(self, keep: int, also: frozenset[str], dry_run: bool) -> Collected:
         with disk.local_errors(str(self._blobs)):
@@ -412,7 +414,10 @@ class Local:
             raw = disk.read_small(self._floors, str(self._floors), STATE_LIMIT)
         except FileMissing:
             return State()
-        return document.load(State, raw, part=str(self._floors), limit=STATE_LIMIT)
+        remedy = (
+            f"set NLU_MIN_SEQ to the newest seq that was followed here ({AUDIT} tells), then remove this file"
+        )
+        return document.load(State, raw, part=str(self._floors), limit=STATE_LIMIT, remedy=remedy)
 
     def _locked(self) -> AbstractContextManager[None]:
         return disk.locked(self.root / ".lock", LOCK_WAIT_S)

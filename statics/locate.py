@@ -6,13 +6,13 @@ from urllib.parse import unquote, urlsplit
 from statics.store import FolderStore, Store
 
 
-def open_store(url: str, *, endpoint: str | None = None, region: str | None = None) -> Store:
-    """The store at `s3://bucket/prefix`, `file:///folder` or a plain path; the options are for S3 alone."""
+def open_store(url: str) -> Store:
+    """The store at `s3://bucket/prefix`, `file:///folder` or a plain path."""
     parts = urlsplit(url)
     if parts.scheme == "s3" and parts.netloc:
         from statics.s3 import S3Store  # boto3 takes half a second to import, and folders do not need it
 
-        return S3Store(parts.netloc, parts.path.strip("/"), endpoint=endpoint, region=region)
+        return S3Store(parts.netloc, parts.path.strip("/"))
     if parts.scheme == "file" and parts.netloc in {"", "localhost"}:
         return FolderStore(Path(unquote(parts.path)))
     if "://" in url or not url:

@@ -58,6 +58,8 @@ def _note(text: str) -> str:
 
 
 def _range(text: str) -> str:
+    if len(text) > 256:
+        raise ValueError("a version range has at most 256 characters")
     SpecifierSet(text)  # its InvalidSpecifier is a ValueError
     return text
 

@@ -11,6 +11,8 @@ from statics.version import FORMAT
 
 POINTER_LIMIT = 16 * 1024  # bytes
 
+REMEDY = "delete it, then publish its release again (in a store), or pull again (on a machine)"
+
 
 class Pointer(Document):
     """`manifest` is the bundle digest, and `size` the manifest's length: no more than that is ever read."""
@@ -32,4 +34,4 @@ def dump(pointer: Pointer) -> bytes:
 
 def parse(raw: bytes, part: str) -> Pointer:
     """Raises FormatTooNew and ManifestInvalid, naming `part`."""
-    return document.load(Pointer, raw, part=part, limit=POINTER_LIMIT)
+    return document.load(Pointer, raw, part=part, limit=POINTER_LIMIT, remedy=REMEDY)

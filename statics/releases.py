@@ -7,7 +7,7 @@ one in a manifest of their own, signed and numbered like any other. No blob is w
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -49,6 +49,7 @@ from statics.signing import SIGNATURE_LIMIT, Keyring
 from statics.store import Store, audit_key, blob_key, channel_key, manifest_key, release_key, signature_key
 from statics.version import FORMAT
 
+LATEST = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)  # that a manifest can say
 PATIENCE = 100  # seqs in a row without an entry, after which a history is taken to begin above them
 
 What = Literal["rollback", "promote"]
@@ -190,12 +191,14 @@ def check_source(
     keyring: Keyring,
     *,
     now: datetime,
+    signatures: int = 1,
     even_expired: bool = False,
     even_unsigned: bool = False,
 ) -> None:
-    """Whether a release may be made of an older one: a trusted key vouches for it and it has not expired.
+    """Whether a release may be made of an older one: as many trusted keys vouch for it as pods ask for, or one stolen
+    key would do where they want two; and it has not expired.
 
-    `even_unsigned` lets pass what no trusted key has signed, never what bears a trusted key's wrong signature.
+    `even_unsigned` lets pass what too few keys have signed, never what bears a trusted key's wrong signature.
     """
     signers = signing.signers(source.raw, source.signature, keyring) if source.signature is not None else ()
     if not even_unsigned or any(signer.vouches is not None for signer in signers):
@@ -206,7 +209,7 @@ def check_source(
                 expected="one by a trusted key: whoever can write to the store could have put it there",
                 remedy="choose a signed release; --even-unsigned takes this one all the same",
             )
-        signing.verify(source.raw, source.signature, keyring)
+        signing.verify(source.raw, source.signature, keyring, 1 if even_unsigned else signatures)
     expires = source.manifest.expires
     if expires is not None and expires <= now and not even_expired:
         raise Expired(
@@ -315,7 +318,7 @@ def _draft(
 ) -> Draft:
     was = source.manifest
     if expires is None and was.expires is not None:
-        expires = now + (was.expires - was.created)
+        expires = now + min(was.expires - was.created, LATEST - now)
     try:
         manifest = Manifest(
             format=FORMAT,

@@ -34,38 +34,30 @@ class _PastTheEnd(StoreUnavailable):
 
 
 class S3Store:
-    """`endpoint` defaults to AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, credentials to boto3's usual places.
+    """`endpoint` defaults to AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL; credentials and region are boto3's to find.
 
-    Other stores than AWS are addressed by path unless `path_style` says otherwise. Threads may share one.
+    Other stores than AWS are addressed by path. Threads may share one.
     """
 
-    def __init__(
-        self,
-        bucket: str,
-        prefix: str = "",
-        *,
-        endpoint: str | None = None,
-        region: str | None = None,
-        path_style: bool | None = None,
-    ) -> None:
+    def __init__(self, bucket: str, prefix: str = "", *, endpoint: str | None = None) -> None:
         named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         endpoint = endpoint or named or None
         self.bucket, self.prefix = bucket, prefix.strip("/")
-        self._client: Any = boto3.client(
-            "s3",
-            endpoint_url=endpoint,
-            region_name=region,
-            config=Config(
-                connect_timeout=CONNECT_TIMEOUT_S,
-                read_timeout=READ_TIMEOUT_S,
-                retries={"mode": "standard", "total_max_attempts": TRIES},
-                s3=_addressing(endpoint, path_style),
-                # boto3's checksums miss changed bytes (ranged parts, objects stored without one), and some
-                # stores reject them; every byte that counts is held against a SHA-256 of ours instead.
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-            ),
-        )
+        with self._errors(""):  # a profile that is not there, a configuration that cannot be read
+            self._client: Any = boto3.client(
+                "s3",
+                endpoint_url=endpoint,
+                config=Config(
+                    connect_timeout=CONNECT_TIMEOUT_S,
+                    read_timeout=READ_TIMEOUT_S,
+                    retries={"mode": "standard", "total_max_attempts": TRIES},
+                    s3={"addressing_style": "path" if endpoint else "auto"},
+                    # boto3's checksums miss changed bytes (ranged parts, objects stored without one), and some
+                    # stores reject them; every byte that counts is held against a SHA-256 of ours instead.
+                    request_checksum_calculation="when_required",
+                    response_checksum_validation="when_required",
+                ),
+            )
 
     @contextmanager
     def open(self, key: str, offset: int = 0) -> Iterator[Iterator[bytes]]:
@@ -175,12 +167,6 @@ class S3Store:
             raise _forbidden(part, str(error)) from error
         except (BotoCoreError, HTTPError, OSError) as error:
             raise _unavailable(part, f"{type(error).__name__}: {error}") from error
-
-
-def _addressing(endpoint: str | None, path_style: bool | None) -> Any:
-    if path_style is None:
-        return {"addressing_style": "path" if endpoint else "auto"}
-    return {"addressing_style": "path" if path_style else "virtual"}
 
 
 def _from_answer(part: str, error: ClientError) -> StaticsError:

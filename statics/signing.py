@@ -172,7 +172,10 @@ def _entries(signature_bytes: bytes) -> tuple[_Signature, ...]:
         return document.load(_Signatures, signature_bytes, part=SIGNATURE, limit=SIGNATURE_LIMIT).signatures
     except ManifestInvalid as error:
         raise SignatureInvalid(
-            part=error.part, found=error.found, expected="a signature file", remedy="sign the bundle again"
+            part=error.part,
+            found=error.found,
+            expected="a signature file",
+            remedy="sign the bundle, and publish it again",
         ) from error
 
 

@@ -107,7 +107,7 @@ def admit(raw: bytes, signature: bytes | None, trust: Trust) -> Manifest:
 def check_expiry(manifest: Manifest, trust: Trust) -> None:
     """Raises Expired where the bundle's time is over; clocks may differ by CLOCKS_DIFFER."""
     now = trust.now()
-    if manifest.expires is not None and now > manifest.expires + CLOCKS_DIFFER:
+    if manifest.expires is not None and now - CLOCKS_DIFFER > manifest.expires:
         raise Expired(
             part=MANIFEST,
             found=f"a release that expired at {manifest.expires:%Y-%m-%dT%H:%M:%SZ}; it is {now:%Y-%m-%dT%H:%M:%SZ}",

@@ -69,7 +69,7 @@ def run(section: Section) -> None:
 def _one(
     section: Section, trouble: Trouble, redis: Redis, server: Server, known: dict[str, dict[str, str]]
 ) -> Counter[str]:
-    well, ill, after = section.scale(6, 2), section.scale(8, 3), 5
+    well, ill, after = section.scale(8, 2), section.scale(8, 2), section.scale(5, 3)
     order = Order((server.target,), rates=((RATE, well + ill + after),), known=known, deadline_s=5.0)
     asking = Load(section.rig, order).begun()
     time.sleep(well)

@@ -33,7 +33,7 @@ def run(section: Section) -> None:
     rig = section.rig
     toy = Toy("slow", make_parts(rig.work / "slow", seed=21, work=WORK))
     bundle = build(parts.collect(toy.folder), rig.work / "bundle", created=CREATED, requires_service=SERVICE)
-    seconds = section.scale(20, 3)
+    seconds = section.scale(20, 2)
     protected = _steps(section, "protected", seconds, bundle=bundle.path)
     for step in (1.0, 2.0, 5.0, 10.0):
         section.figures |= {f"{name}_at_{step:g}x": value for name, value in protected[step].items()}

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nlu.commands import channels
-from nlu.commands.channels import changes_table, expiry, signed_by
+from nlu.commands.channels import LONGEST_DAYS, changes_table, expiry, signed_by
 from nlu.commands.options import (
     JsonOption,
     extra,
@@ -111,7 +111,8 @@ def build(
     ] = ">=0.1.0.dev0,<1",
     sign: Annotated[Path | None, typer.Option(help="Private key (PEM) to sign with.")] = None,
     expires_days: Annotated[
-        int | None, typer.Option(min=1, help="Pods take it for so many days. Default: for ever.")
+        int | None,
+        typer.Option(min=1, max=LONGEST_DAYS, help="Pods take it for so many days. Default: for ever."),
     ] = None,
 ) -> None:
     """Put parts together into a bundle; refuses parts made with another vectorizer."""

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from statics.bundle import Change
     from statics.manifest import Manifest
     from statics.releases import Draft, Published
-    from statics.signing import Keyring
+    from statics.signing import Keyring, Signer
     from statics.store import Store
+
+LONGEST_DAYS = 36_500  # a calendar ends, and beyond it Python has no dates
 
 app = typer.Typer()
 
@@ -36,7 +38,9 @@ KeysOption = Annotated[
 DaysOption = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Pods take it for so many days. Default: as long as the older release was given."
+        min=1,
+        max=LONGEST_DAYS,
+        help="Pods take it for so many days. Default: as long as the older release was given.",
     ),
 ]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
@@ -150,11 +154,9 @@ def pin(
 @app.command()
 def unpin(root: RootArgument) -> None:
     """Let a machine follow its channel again."""
-    from statics.local import pinned, unpin
+    from statics.local import unpin
 
-    held = pinned(root)
-    unpin(root)
-    out.print(f"{root}: no longer pinned to {held}" if held else f"{root}: was not pinned", soft_wrap=True)
+    out.print(f"{root}: " + ("no longer pinned" if unpin(root) else "was not pinned"), soft_wrap=True)
 
 
 @app.command()
@@ -167,7 +169,10 @@ def gc(
         typer.Option(min=1, help="Releases to keep. Default: 10 of each channel in a store, 2 on a machine."),
     ] = None,
     days: Annotated[
-        int, typer.Option(min=1, help="Of a store: what is younger stays, a publication may be under way.")
+        int,
+        typer.Option(
+            min=1, max=LONGEST_DAYS, help="Of a store: what is younger stays, a publication may be under way."
+        ),
     ] = 7,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
 ) -> None:
@@ -186,13 +191,24 @@ def private_keys(paths: Sequence[Path]) -> list[Ed25519PrivateKey]:
 
 def signed_by(raw: bytes, signature: bytes | None, keyring: Keyring | None, letters: int = 16) -> str:
     """Whose signatures there are, by the first `letters` of their key ids, and which of them this deployment trusts."""
-    from statics.signing import Keyring, signers
-
     if signature is None:
         return "nobody"
     words = {True: "", False: " (wrong!)", None: " (not trusted)" if keyring else ""}
-    found = signers(raw, signature, keyring or Keyring({}))
+    found = _signers(raw, signature, keyring)
+    if found is None:
+        return "(unreadable!)"
     return ", ".join(f"{signer.key_id[:letters]}{words[signer.vouches]}" for signer in found)
+
+
+def _signers(raw: bytes, signature: bytes | None, keyring: Keyring | None) -> list[Signer] | None:
+    """None where the signatures cannot be read: one broken object must not hide a history."""
+    from statics.errors import SignatureInvalid
+    from statics.signing import Keyring, signers
+
+    try:
+        return [] if signature is None else [*signers(raw, signature, keyring or Keyring({}))]
+    except SignatureInvalid:
+        return None
 
 
 def expiry(manifest: Manifest, now: datetime) -> str:
@@ -210,10 +226,7 @@ def changes_table(changes: Sequence[Change]) -> Table:
 
 
 def _release_json(release: Published, keyring: Keyring | None, is_current: bool) -> dict[str, Any]:
-    from statics.signing import Keyring, signers
-
-    manifest, ring = release.manifest, keyring or Keyring({})
-    signed = signers(release.raw, release.signature, ring) if release.signature is not None else ()
+    manifest, signed = release.manifest, _signers(release.raw, release.signature, keyring)
     return {
         "current": is_current,
         "seq": manifest.seq,
@@ -221,7 +234,7 @@ def _release_json(release: Published, keyring: Keyring | None, is_current: bool)
         "created": manifest.created.isoformat(),
         "expires": manifest.expires.isoformat() if manifest.expires else None,
         "bytes": manifest.size,
-        "signed_by": [{"key": signer.key_id, "vouches": signer.vouches} for signer in signed],
+        "signed_by": signed and [{"key": each.key_id, "vouches": each.vouches} for each in signed],
         "restores": manifest.restores,
         "note": manifest.note,
     }
@@ -254,7 +267,14 @@ def _check(
 ) -> None:
     from statics.releases import check_source
 
-    check_source(source, _ring(keys), now=now, even_expired=even_expired, even_unsigned=even_unsigned)
+    check_source(
+        source,
+        _ring(keys),
+        now=now,
+        signatures=settings_for().signatures,
+        even_expired=even_expired,
+        even_unsigned=even_unsigned,
+    )
 
 
 def _ring(keys: Sequence[Ed25519PrivateKey]) -> Keyring:

@@ -68,3 +68,17 @@ def test_bucket_lends_a_batch_that_is_larger_than_it() -> None:
     bucket = Bucket(10, 2, clock_ns=clock)
     assert bucket.take(32) == 0
     assert bucket.take() == 3100  # 30 owed, and 1 to come
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 32])
+def test_bucket_gives_a_batch_to_whoever_waits_as_long_as_they_are_told(count: int) -> None:
+    """Each try takes one, and then asks for the whole, of which it has that one."""
+    clock = Clock()
+    bucket = Bucket(10, 4, clock_ns=clock)
+    bucket.take(4)
+    tries = 0
+    while bucket.take() or bucket.take(count, had=1):
+        tries += 1
+        assert tries < 3
+        clock.now += 400_000_000 if count > 4 else count * 100_000_000
+    assert bucket.take(5) == 100 * (4 + max(0, count - 4))  # nothing is left of a full one, and what it owes

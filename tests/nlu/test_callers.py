@@ -138,10 +138,33 @@ def test_callers_spend_for_the_other_items_of_a_batch(path: Path) -> None:
     token = add(path, "dialogs", rate=10)
     gate = Callers(path, clock_ns=Clock())
     gate.check(bearer(token), "", method="UnderstandBatch")
-    gate.spend("dialogs", 9)
+    gate.spend("dialogs", 10)
     with pytest.raises(Overloaded) as refused:
         gate.check(bearer(token), "", method="UnderstandBatch")
     assert refused.value.retry_after_ms == 100
+
+
+def test_callers_have_a_batch_larger_than_their_burst_from_a_full_bucket(path: Path) -> None:
+    token = add(path, "dialogs", rate=10, burst=4)
+    clock = Clock()
+    gate = Callers(path, clock_ns=clock)
+    gate.check(bearer(token), "", method="UnderstandBatch")
+    gate.spend("dialogs", 32)
+    clock.now += 2_800_000_000  # what it owed
+    with pytest.raises(Overloaded):
+        gate.check(bearer(token), "", method="UnderstandBatch")
+
+
+def test_callers_who_are_only_looked_up_spend_nothing(path: Path) -> None:
+    token = add(path, "dialogs", rate=1)
+    gate = Callers(path, clock_ns=Clock())
+    for _ in range(10):
+        assert gate.known(bearer(token), "", method="Understand") == "dialogs"
+    with pytest.raises(Unauthenticated):
+        gate.known({}, "", method="Understand")
+    gate.check(bearer(token), "", method="Understand")
+    with pytest.raises(Overloaded):
+        gate.check(bearer(token), "", method="Understand")
 
 
 def test_callers_wrong_method_costs_nothing_of_the_rate(path: Path) -> None:

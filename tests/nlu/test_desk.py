@@ -210,14 +210,35 @@ async def test_desk_counts_what_a_caller_may_not(engine: Engine, tmp_path: Path)
 
 
 async def test_desk_counts_who_calls_too_often_item_by_item(engine: Engine, tmp_path: Path) -> None:
-    gate, metadata = book(tmp_path, rate=1, burst=3)
+    gate, metadata = book(tmp_path, rate=1, burst=5)
     batch = pb.UnderstandBatchRequest(requests=[turn("stop")] * 3).SerializeToString()
+    shed = metrics.SHED.labels("rate").value
     async with open_desk(engine, gate=gate) as desk:
         tally = Tally()
         await ask(desk, batch, method="UnderstandBatch", metadata=metadata)
         with pytest.raises(Overloaded):
+            await ask(
+                desk, batch, method="UnderstandBatch", metadata=metadata
+            )  # two are left, and one of them spent
+        await ask(desk, metadata=metadata)
+        with pytest.raises(Overloaded):
             await ask(desk, metadata=metadata)
-    assert tally.new == {("UnderstandBatch", "OK"): 1, ("Understand", "RESOURCE_EXHAUSTED"): 1}
+    assert tally.new == {
+        ("UnderstandBatch", "OK"): 1,
+        ("UnderstandBatch", "RESOURCE_EXHAUSTED"): 1,
+        ("Understand", "OK"): 1,
+        ("Understand", "RESOURCE_EXHAUSTED"): 1,
+    }
+    assert metrics.SHED.labels("rate").value == shed + 2
+
+
+async def test_desk_gives_tokens_to_those_who_asked_for_them(engine: Engine) -> None:
+    """Also where a cache has them from somebody else."""
+    async with open_desk(engine) as desk:
+        for tokens in (True, False):
+            asked = pb.EncodeRequest(texts=["lamp"], tokens=tokens).SerializeToString()
+            (vectors,) = pb.EncodeReply.FromString(await ask(desk, asked, method="Encode")).vectors
+            assert bool(vectors.tokens) is bool(vectors.token_starts) is tokens
 
 
 async def test_desk_counts_failures_of_the_model(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,6 +301,23 @@ async def test_desk_refuses_before_it_parses(engine: Engine, held: Held, tmp_pat
         held.released.set()
         if busy is not None:
             await busy
+
+
+async def test_desk_makes_no_request_of_what_it_refuses(engine: Engine) -> None:
+    made = []
+
+    async def make() -> bytes:
+        made.append(STOP)
+        return STOP
+
+    async with open_desk(engine) as desk:
+        desk.draining = True
+        with pytest.raises(Draining):
+            await desk.answer("Understand", make, remaining_s=None, metadata={}, peer="")
+        assert not made
+        desk.draining = False
+        await desk.answer("Understand", make, remaining_s=None, metadata={}, peer="")
+    assert made == [STOP]
 
 
 async def test_desk_takes_exactly_as_many_calls_as_it_may(engine: Engine, held: Held) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -64,3 +65,21 @@ def test_errand_control_a_thread_of_the_executor_keeps_the_process() -> None:
 def test_errand_leave_returns_where_nothing_is_under_way() -> None:
     done = run("asyncio.sleep(0)", "leave(3)", 60)
     assert (done.returncode, done.stdout) == (0, "not reached\n")
+
+
+async def test_errand_gives_way_to_calls_and_so_does_what_it_starts() -> None:
+    def niceness() -> list[int]:
+        found: list[int] = []
+
+        def look() -> None:
+            found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+        look()
+        another = threading.Thread(target=look)
+        another.start()
+        another.join()
+        return found
+
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    assert all(each > ours for each in await errand.errand(niceness))
+    assert os.getpriority(os.PRIO_PROCESS, 0) == ours

@@ -205,6 +205,7 @@ async def test_gateway_embeddings_of_one_string(front: Front) -> None:
         ({"input": [[1, 2], [3]]}, 400, "input", None, "lists of tokens are not taken"),
         ({"input": []}, 400, "input", None, "found 0 strings"),
         ({"input": ["a"] * 257}, 400, "input", None, "found 257 strings"),
+        ({"input": [0] * 1000}, 400, "input", None, "more than 1000 values"),
         ({"input": ""}, 400, "input", None, "found nothing"),
         ({"input": "word " * 1000}, 400, "input", None, "at most 4096"),
         ({"model": "text-embedding-3-small"}, 404, None, "model_not_found", "GET /v1/models"),
@@ -262,6 +263,8 @@ BAD_BODIES: dict[str, tuple[bytes, str]] = {
     "a number": (b"5", "request: found "),
     "not UTF-8": (b'{"request_id": "\xff\xfe"}', "request: found no JSON in UTF-8"),
     "lone surrogate": (b'{"hypotheses": [{"text": "\\ud800"}]}', "request: found "),
+    "lone surrogate that is quoted": (b'{"hypotheses": "\\ud800"}', r"\ud800"),
+    "lone surrogate as a number": (b'{"hypotheses": [{"confidence": "\\ud800"}]}', r"\ud800"),
     "wrong type": (b'{"hypotheses": "stop"}', "request: found "),
     "twice the same": (b'{"explain": true, "explain": false}', "request: found "),
     "deep": (b"[" * 50_000, "request: found "),
@@ -395,6 +398,45 @@ async def test_gateway_knows_callers_by_their_tokens(engine: Engine, tmp_path: P
     assert 0 < int(over.headers["retry-after-ms"]) <= 1000 * int(over.headers["retry-after"])
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/understand", "/v1/understand:batch", "/v1/encode", "/v1/embeddings", "/model/parse"]
+)
+async def test_gateway_reads_nothing_of_strangers(engine: Engine, tmp_path: Path, path: str) -> None:
+    """They are refused by their headers; a caller's body is waited for, and each call of theirs spends one."""
+    file = tmp_path / "callers.toml"
+    token = callers.add(file, "skills", rate=1, burst=2)
+    method = {"/v1/understand:batch": "UnderstandBatch", "/v1/encode": "Encode", "/v1/embeddings": "Encode"}
+    before = calls(method.get(path, "Understand"))
+    async with fronted(engine, known=Callers.load(file)) as front:
+        head = {**JSON, "content-length": "100", "connection": "keep-alive"}
+        reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        writer.write(request("POST", path, headers=head, keep=True))
+        assert (await reader.readline()).startswith(b"HTTP/1.1 401 ")
+        writer.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        writer.write(request("POST", path, headers={**head, "authorization": f"Bearer {token}"}, keep=True))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader.readline(), 0.2)
+        writer.close()
+        known = {"authorization": f"Bearer {token}"}
+        bad = [await post(front.port, "/v1/understand", b"{", known) for _ in range(3)]
+    assert [answer.status for answer in bad] == [400, 400, 429]
+    assert (calls(method.get(path, "Understand")) - before)["UNAUTHENTICATED"] == 1
+
+
+async def test_gateway_what_no_answer_can_be_made_of_is_counted_and_logged(
+    front: Front, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(gateway, "_problem", broken)
+    before = asked_so_far()
+    assert (await post(front.port, "/v1/understand", b"{")).status == 500
+    assert asked_so_far() - before == {("/v1/understand", "500"): 1}
+    assert [record.name for record in caplog.records] == ["nlu.gateway"]
+
+
 async def test_gateway_knows_callers_by_their_certificates(engine: Engine, tmp_path: Path) -> None:
     ours, theirs = authority(), authority("clients")
     file = tmp_path / "callers.toml"
@@ -477,7 +519,7 @@ async def test_gateway_counts_are_exact(engine: Engine, tmp_path: Path) -> None:
     for (path, _), answer in zip(requests, answers, strict=True):
         tally["other" if path == "/nothing/here" else path, str(answer.status)] += 1
     assert asked_so_far() - before == tally
-    assert calls("Understand") - desk_before == {"OK": 12, "INVALID_ARGUMENT": 6}
+    assert calls("Understand") - desk_before == {"OK": 12, "INVALID_ARGUMENT": 12}
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,34 @@ async def test_listener_head_is_bounded() -> None:
     assert small is not None and small.status == 200
 
 
+async def test_listener_two_lengths_of_a_body_are_none() -> None:
+    """A proxy that goes by the length hands on what we, going by the chunks, would take for the next request."""
+    hidden = b"0\r\n\r\n" + request("GET", "/")
+    chunked = {"transfer-encoding": "chunked"}
+    smuggled = request("POST", "/", hidden, chunked, keep=True)
+    plain = request("POST", "/", hidden, {**chunked, "content-length": ""}, keep=True)
+    async with listening(App()) as made:
+        for raw, status, answers in (
+            (smuggled, 400, 1),
+            (plain.replace(b"content-length: \r\n", b""), 200, 2),
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
+            writer.write(raw)
+            answer = await reader.read()
+            writer.close()
+            assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+            assert answer.count(b"HTTP/1.1 ") == answers
+
+
+async def test_listener_bodies_in_crumbs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "CHUNKS", 50)
+    head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with listening(App()) as made:
+        for chunks, status in ((51, 400), (50, 200)):
+            answer = await exchange(made.port, head + b"1\r\na\r\n" * chunks + b"0\r\n\r\n")
+            assert answer is not None and answer.status == status
+
+
 async def test_listener_close_lets_an_answer_under_way_finish() -> None:
     app = App()
     async with listening(app) as made:

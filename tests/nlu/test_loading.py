@@ -242,6 +242,19 @@ def test_loading_reuses_what_did_not_change(tiny: Made, tmp_path: Path) -> None:
     assert after.versions.bundle != before.versions.bundle
 
 
+def test_loading_takes_no_part_for_one_of_another_kind(tiny: Made, tmp_path: Path) -> None:
+    """The files of a head, called a ranker in the next bundle, have the same digest."""
+    before = loading.load(tiny.bundle)
+    head = tiny.bundle.component("head", "intent")
+    ranker = head.model_copy(update={"kind": "ranker", "requires": {}})
+    folder = Path(shutil.copytree(tiny.bundle.path, tmp_path / "bundle"))
+    shutil.copytree(folder / head.folder, folder / ranker.folder)
+    others = tuple(each for each in tiny.bundle.manifest.components if each.kind != "ranker")
+    manifest = tiny.bundle.manifest.model_copy(update={"components": (*others, ranker)})
+    with pytest.raises(EngineRefused, match="ranker: found"):
+        loading.load(Bundle(folder, manifest, "0" * 64), before=before)
+
+
 def test_find_bundle_asks_for_one_where_none_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

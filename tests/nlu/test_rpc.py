@@ -251,6 +251,18 @@ async def test_rpc_between_our_limit_and_the_transports_the_words_are_ours(tiny:
     assert "expected at most" in (refused.value.details() or "")
 
 
+@pytest.mark.parametrize(
+    "path", ["//nlu.v1.Nlu/Understand", "/nlu.v1.Nlu//Understand", "/nlu.v1.Nlu/Understand/"]
+)
+async def test_rpc_methods_have_one_name_only(tiny: Made, path: str) -> None:
+    """A proxy that allows some methods goes by their names."""
+    settings = Settings(bundle=tiny.bundle.path, port=0, metrics=False)
+    async with running(settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for name, code in ((path, StatusCode.UNIMPLEMENTED), (UNDERSTAND, StatusCode.OK)):
+            call = channel.unary_unary(name, request_serializer=None, response_deserializer=None)
+            assert (await code_of(call(STOP)))[0] is code
+
+
 async def test_rpc_stream_answers_item_by_item(tiny: Made) -> None:
     async with serving(tiny) as stub:
         said = [turn("stop", request_id="a"), turn("", request_id="b"), turn("lamp on", request_id="c")]

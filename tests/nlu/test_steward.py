@@ -27,8 +27,11 @@ from statics.bundle import Bundle
 from statics.bundle import build as build_bundle
 from statics.errors import FileMissing, StaticsError
 from statics.local import pin, unpin
-from statics.publish import publish
+from statics.publish import add_signatures, countersign, publish
+from statics.signing import Keyring, generate_key, sign
 from statics.store import FolderStore
+from statics.verify import verify
+from statics.version import service_version
 from tests.test_one_utterance import turn
 from tests.tiny import CREATED, Made
 
@@ -218,6 +221,24 @@ async def test_steward_tries_again_what_the_store_could_not_give(rig: Rig) -> No
         blob.write_bytes(content)
         await until(lambda: steward.release.bundle == second.digest)
         assert steward.release.reason == ""
+
+
+async def test_steward_takes_a_release_once_it_is_signed(rig: Rig) -> None:
+    """The channel does not move for a signature, or for a clock that is set right."""
+    private, public = generate_key()
+    Keyring.of(public).save(rig.folder / "trusted.json")
+    second = rig.build(2)
+    countersign(rig.build(1).path, private)
+    publish(verify(rig.folder / "bundle-1", service=service_version()), rig.store)
+    settings = rig.settings(keyring=rig.folder / "trusted.json", require_signature=True)
+    async with followed(settings) as (steward, _):
+        await steward.serving.wait()
+        publish(second, rig.store)
+        await until(lambda: "signature-missing" in steward.release.reason)
+        await looked(3)
+        raw = (second.path / "manifest.json").read_bytes()
+        add_signatures(rig.store, second.digest, sign(raw, private))
+        await until(lambda: steward.release.bundle == second.digest)
 
 
 async def test_steward_holds_without_a_store_and_serves_once_there_is_one(

@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,6 +68,24 @@ def test_disk_opens_linked_files_where_they_are_only_copied(tmp_path: Path) -> N
     (tmp_path / "b").hardlink_to(tmp_path / "a")
     with disk.plain_file(tmp_path / "b", "b", shared=True) as descriptor:
         assert os.read(descriptor, 10) == b"abc"
+
+
+def test_disk_reads_on_in_a_file_that_is_replaced_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pin is written anew in the very moment that a pull looks at it."""
+    (tmp_path / "pin").write_bytes(b"old")
+    with monkeypatch.context() as patch:
+
+        def open_and_lose(*args: Any, **kwargs: Any) -> int:
+            patch.undo()
+            descriptor = os.open(*args, **kwargs)
+            disk.replace_file(tmp_path / "pin", [b"new"])
+            return descriptor
+
+        patch.setattr(os, "open", open_and_lose)
+        assert disk.read_small(tmp_path / "pin", "pin", 10) == b"old"
+    assert disk.read_small(tmp_path / "pin", "pin", 10) == b"new"
 
 
 def test_disk_does_not_follow_a_link_put_there_after_the_look(

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic_core import from_json
 
-from statics.document import DEPTH, LARGEST, canonical_json, load, strict_json
+from statics.document import DEPTH, FIELDS, LARGEST, canonical_json, load, strict_json
 from statics.errors import ManifestInvalid
 from statics.pointer import Pointer
 
@@ -30,6 +30,19 @@ def test_document_reads_ordinary_json(raw: bytes, value: object) -> None:
 
 def test_document_reads_eight_levels() -> None:
     assert "a" in strict_json(DEEPEST, 1000)
+
+
+def test_document_reads_so_many_fields_and_no_more() -> None:
+    fields = {str(number): number for number in range(FIELDS)}
+    assert strict_json(canonical_json({"a": fields}), 10**5)["a"] == fields
+    with pytest.raises(ValueError, match=f"{FIELDS + 1} fields"):
+        strict_json(canonical_json({"a": fields | {"more": 1}}), 10**5)
+
+
+def test_document_says_what_to_do_about_it() -> None:
+    for raw in (b"{", b'{"format": 0}', b'{"format": 1}'):
+        with pytest.raises(ManifestInvalid, match="remedy: call home"):
+            load(Pointer, raw, part="pointer", limit=1000, remedy="call home")
 
 
 @pytest.mark.parametrize(
@@ -73,10 +86,12 @@ def test_document_writes_the_same_bytes_for_the_same_value() -> None:
 
 # Whatever comes in, what is read is what the canonical writer would have written for it.
 
-_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-LARGEST, LARGEST) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=12,
+_LEAVES = st.none() | st.booleans() | st.integers(-LARGEST, LARGEST) | st.text(max_size=8)
+_BRANCHES = (
+    _LEAVES | st.lists(_LEAVES, max_size=3) | st.dictionaries(st.text(max_size=4), _LEAVES, max_size=3)
+)
+_VALUES = (
+    _BRANCHES | st.lists(_BRANCHES, max_size=3) | st.dictionaries(st.text(max_size=4), _BRANCHES, max_size=3)
 )
 _OBJECTS = st.dictionaries(st.text(max_size=4), _VALUES, max_size=4)
 TRICKS = [

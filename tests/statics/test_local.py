@@ -73,8 +73,17 @@ def test_local_pin_lasts_until_it_is_taken_out(root: Path) -> None:
     pin(root, "a" * 64)
     pin(root, "b" * 64)
     assert pinned(root) == "b" * 64
-    unpin(root)
-    unpin(root)
+    assert unpin(root)
+    assert not unpin(root)
+    assert pinned(root) == ""
+
+
+def test_local_unpin_takes_out_a_pin_that_cannot_be_read(root: Path) -> None:
+    pin(root, "a" * 64)
+    (root / "pin.json").write_bytes(b"{")
+    with pytest.raises(ManifestInvalid, match="remedy: nlu bundle unpin"):
+        pinned(root)
+    assert unpin(root)
     assert pinned(root) == ""
 
 

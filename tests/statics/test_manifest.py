@@ -290,3 +290,30 @@ def test_manifest_chain_holds(components: tuple[Component, ...]) -> None:
 def test_manifest_chain_breaks(components: tuple[Component, ...], message: str) -> None:
     with pytest.raises(FingerprintMismatch, match=message):
         check_chain(manifest(*components))
+
+
+@pytest.mark.parametrize("wrong", ["components", "files"])
+def test_manifest_is_refused_at_its_first_wrong_part(
+    edited: Callable[[Callable[[Any], object]], bytes], wrong: str
+) -> None:
+    """A report of a million mistakes takes gigabytes; the manifest that makes it, a few megabytes."""
+
+    def spoil(value: Any) -> None:
+        (value if wrong == "components" else value["components"][0])[wrong] = [{}] * 10_000
+
+    with pytest.raises(ManifestInvalid) as refused:
+        parse(edited(spoil))
+    assert isinstance(refused.value.__cause__, ValidationError)
+    assert refused.value.__cause__.error_count() < 10
+
+
+@pytest.mark.parametrize(("clauses", "taken"), [(64, True), (65, False)])
+def test_manifest_bounds_the_range_of_services(
+    edited: Callable[[Callable[[Any], object]], bytes], clauses: int, taken: bool
+) -> None:
+    raw = edited(lambda value: value.update(requires_service=",".join([">=1"] * clauses)))
+    if taken:
+        assert parse(raw).seq == 7
+    else:
+        with pytest.raises(ManifestInvalid, match="256 characters"):
+            parse(raw)

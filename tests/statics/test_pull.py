@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -926,6 +927,27 @@ def test_pull_by_digest_takes_another_release_of_the_channel(
         get(store, root, digest="0" * 64)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to leave a file of another account")
+def test_pull_goes_on_where_another_account_left_a_part(bundle: Bundle, store: FolderStore) -> None:
+    """An operator's pull as root that was killed must not keep a pod from ever pulling again."""
+    publish(bundle, store)
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other accounts
+        shared = Path(folder)
+        shutil.copytree(store.root, shared / "store")
+        (shared / "root" / "blobs").mkdir(parents=True)
+        for _, file in bundle.manifest.files():
+            (shared / "root" / "blobs" / f"{file.sha256}.part").write_bytes(b"x")
+        for path in (shared, shared / "root", shared / "root" / "blobs"):
+            os.chown(path, NOBODY, NOBODY)
+
+        def as_nobody() -> None:
+            os.setuid(NOBODY)
+            get(FolderStore(shared / "store"), shared / "root")
+
+        assert code_of(forked(as_nobody)) == 0
+        assert now(shared / "root") == bundle.digest
+
+
 def test_pull_will_not_guess_a_pin_it_cannot_read(bundle: Bundle, store: FolderStore, root: Path) -> None:
     publish(bundle, store)
     get(store, root)
@@ -940,6 +962,7 @@ def test_pull_will_not_guess_a_pin_it_cannot_read(bundle: Bundle, store: FolderS
 # Pulls that end early, and those that go on with what they left
 
 
+NOBODY = 65534
 BIG = {"head.intent": {"weights.safetensors": bytes(range(256)) * 2000}}
 BIG_SIZE = 512_000
 

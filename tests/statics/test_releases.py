@@ -24,6 +24,7 @@ from statics.errors import (
 from statics.pointer import Pointer
 from statics.publish import publish
 from statics.releases import (
+    LATEST,
     PATIENCE,
     Audit,
     Draft,
@@ -307,6 +308,14 @@ def test_releases_rollback_lives_as_long_as_the_old_one_was_given(
     assert back(store, "1", expires=wanted).manifest.expires == (
         None if days is None else NOW + timedelta(days=days)
     )
+
+
+def test_releases_rollback_lives_no_longer_than_the_calendar(
+    store: FolderStore, make_bundle: Callable[..., Bundle]
+) -> None:
+    publish(make_bundle(seq=1, channel="prod", created=CREATED, expires=LATEST), store)
+    publish(make_bundle(seq=2, channel="prod"), store)
+    assert back(store, "1").manifest.expires == LATEST
 
 
 def test_releases_rollback_of_a_rollback_goes_forth_again(

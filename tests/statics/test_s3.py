@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from botocore.exceptions import ClientError  # type: ignore[import-untyped,unused-ignore]
 
@@ -54,20 +55,20 @@ def test_s3_finds_its_endpoint_in_the_usual_variables(
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "path_style", "url"),
+    ("endpoint", "url"),
     [
-        ("http://store.example:9000", None, "http://store.example:9000/models/k"),
-        ("http://store.example:9000", False, "http://models.store.example:9000/k"),
-        (None, None, "https://models.s3.amazonaws.com/k"),
-        (None, True, "https://s3.us-east-1.amazonaws.com/models/k"),
+        ("http://store.example:9000", "http://store.example:9000/models/k"),
+        (None, "https://models.s3.amazonaws.com/k"),
     ],
 )
 def test_s3_addresses_buckets(
-    s3_endpoint: str, endpoint: str | None, path_style: bool | None, url: str
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, endpoint: str | None, url: str
 ) -> None:
-    store = S3Store("models", endpoint=endpoint, region="us-east-1", path_style=path_style)
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    store = S3Store("models", endpoint=endpoint)
     signed = store._client.generate_presigned_url("get_object", Params={"Bucket": "models", "Key": "k"})
-    assert signed.split("?")[0].replace("s3.us-east-1.", "s3.") == url.replace("s3.us-east-1.", "s3.")
+    assert signed.split("?")[0].replace("s3.us-east-1.", "s3.") == url
 
 
 def test_s3_asks_the_bucket_to_refuse_wrong_blobs(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,3 +215,14 @@ def test_s3_hands_on_what_drips_in(bucket: str, store: S3Store, bad_network: Cal
         first = next(chunks)
     assert 0 < len(first) < 1000
     assert time.monotonic() - begin < 5
+
+
+def test_s3_is_unavailable_with_a_profile_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_PROFILE", "staging")
+    # boto3 keeps the profile that it found first for a whole process.
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    with pytest.raises(StoreUnavailable, match=r"s3://b/prefix.*profile \(staging\)"):
+        S3Store("b", "prefix")

@@ -451,3 +451,8 @@ def test_verify_judges_expiry_by_the_clock_it_is_given(
         with pytest.raises(Expired, match="expired at 2026-05-01T00:00:00Z"):
             verify.check_expiry(bundle.manifest, trust)
     verify.check_expiry(make_bundle().manifest, trust)  # one without a date never does
+
+
+def test_verify_expiry_may_be_the_end_of_the_calendar(make_bundle: Callable[..., Bundle]) -> None:
+    last = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+    verify.check_expiry(make_bundle(expires=last).manifest, verify.Trust(SERVICE))

@@ -23,6 +23,7 @@ from statics.errors import (
     ChannelMismatch,
     Conflict,
     Expired,
+    ManifestInvalid,
     NotFound,
     SeqTooOld,
     SignatureInvalid,
@@ -31,7 +32,7 @@ from statics.errors import (
 from statics.locate import open_store
 from statics.publish import publish
 from statics.signing import generate_key, key_id, load_private, save_private
-from statics.store import FolderStore, audit_key, channel_key, release_key
+from statics.store import FolderStore, audit_key, channel_key, release_key, signature_key
 from tests.tiny import Made
 
 Nlu = Callable[..., str]
@@ -280,6 +281,17 @@ def test_bundle_list_tells_the_history(nlu: Nlu, release: Release, monkeypatch: 
     assert len(nlu("list", "store", "--limit", 1).splitlines()) == 3
 
 
+def test_bundle_list_tells_of_signatures_that_cannot_be_read(nlu: Nlu, release: Release) -> None:
+    """One broken object must not hide a history from who looks for the way back."""
+    first = release(1)
+    release(2)
+    Path("store", signature_key(first.digest)).write_bytes(b"{")
+    assert "(unreadable!)" in nlu("list", "store")
+    second, older = json.loads(nlu("list", "store", "--json"))["releases"]
+    assert second["signed_by"] == [{"key": own_key(), "vouches": None}]
+    assert older["signed_by"] is None
+
+
 def test_bundle_rollback_shows_asks_and_makes_a_release(
     place: str, run: Callable[..., Result], nlu: Nlu, release: Release
 ) -> None:
@@ -333,6 +345,37 @@ def test_bundle_rollback_refuses_a_key_that_pods_do_not_trust(
     monkeypatch.setenv("NLU_KEYRING", "trusted.json")
     refused = run("rollback", "store", "--to", 1, "--key", "stranger.pem", "--note", "x", "--yes")
     assert isinstance(refused.exception, SignatureInvalid) and follows() == 2
+
+
+def test_bundle_promote_asks_for_as_many_signatures_of_the_older_release_as_pods(
+    run: Callable[..., Result], nlu: Nlu, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one stolen key anybody makes a release that pods refuse; nobody's two keys may then vouch for it."""
+    release(1, channel="canary")
+    nlu("keygen", "second.pem", "trusted.json")
+    monkeypatch.setenv("NLU_KEYRING", "trusted.json")
+    monkeypatch.setenv("NLU_SIGNATURES", "2")
+    promote = (
+        "promote", "store", "--from", "canary", "--to", "prod", "--key", "key.pem", "--key", "second.pem", "--yes",
+    )  # fmt: skip
+    assert isinstance(run(*promote).exception, SignatureInvalid)
+    nlu(*promote, "--even-unsigned")
+    nlu("sign", "store#canary", "--key", "second.pem")
+    nlu(*promote)
+    assert follows() == 2
+
+
+@pytest.mark.parametrize("days", ["36501", "9999999999999"])
+def test_bundle_days_end_before_the_calendar_does(run: Callable[..., Result], days: str) -> None:
+    keyed = ("--key", "key.pem", "--note", "x", "--expires-days", days)
+    for arguments in (
+        ("build", "parts", "--out", "bundle", "--expires-days", days),
+        ("rollback", "store", "--to", 1, *keyed),
+        ("promote", "store", "--from", "a", "--to", "b", *keyed),
+        ("gc", "store", "--days", days),
+    ):
+        told = run(*arguments)
+        assert told.exit_code == 2 and "36500" in told.output
 
 
 def test_bundle_rollback_that_loses_a_race_says_what_to_do(
@@ -393,9 +436,13 @@ def test_bundle_pin_holds_a_machine_until_unpin(
     nlu("pin", "pod", first.digest)
     release(2)
     assert f"bundle {first.digest}" in nlu("pull", "store", "pod")
-    assert f"no longer pinned to {first.digest}" in nlu("unpin", "pod")
+    assert "no longer pinned" in nlu("unpin", "pod")
     assert "seq 2" in nlu("pull", "store", "pod")
     assert "was not pinned" in nlu("unpin", "pod")
+    Path("pod/pin.json").write_text("{")
+    assert isinstance(run("pull", "store", "pod").exception, ManifestInvalid)
+    assert "no longer pinned" in nlu("unpin", "pod")
+    assert "seq 2" in nlu("pull", "store", "pod")
     assert run("pin", "pod", "latest").exception is not None
 
 
