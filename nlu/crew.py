@@ -22,15 +22,13 @@ from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from typing import Any
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Metric, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.registry import Collector
 from pydantic import SecretStr
 
-from nlu import guard, metrics
+from nlu import guard, metrics, scrapes
 from nlu.errors import NluError, WorkerFailed
 from nlu.gathered import Gathered
 from nlu.lines import Body, Lines, bundle_out, error_in, release_out
@@ -168,7 +166,7 @@ class Workers:
         self._release = Release()
         self._door = asyncio.Lock()  # held while a worker begins to listen, and while all flip
         self._gathered = Gathered()
-        self._listener: tuple[WSGIServer, Thread] | None = None
+        self._close_metrics: Callable[[], None] | None = None
 
     @property
     def size(self) -> int:
@@ -201,7 +199,7 @@ class Workers:
         self._keepers.append(asyncio.create_task(self._beat(), name="beat"))
         metrics.WORKERS.set_function(lambda: len(self._hands))
         if self._settings.metrics:
-            self._serve_metrics()
+            self._close_metrics = self._serve_metrics()
         return self._settings.port
 
     async def prepare(self, bundle: Bundle) -> None:
@@ -270,11 +268,8 @@ class Workers:
         await asyncio.gather(*self._keepers, return_exceptions=True)
         await asyncio.gather(*(self._dismiss(hand) for hand in hands))
         self._hands.clear()
-        if self._listener is not None:
-            server, thread = self._listener
-            await asyncio.to_thread(server.shutdown)
-            server.server_close()
-            thread.join()
+        if self._close_metrics is not None:
+            await asyncio.to_thread(self._close_metrics)
         for held in self._held:
             held.close()
 
@@ -411,19 +406,15 @@ class Workers:
                 ports[name] = self._held[-1].getsockname()[1]
         return settings.model_copy(update=ports)
 
-    def _serve_metrics(self) -> None:
-        """Prometheus on its own port; a port that is taken costs the metrics, not the service."""
+    def _serve_metrics(self) -> Callable[[], None]:
+        """Prometheus on its own port, and how to close it."""
         registry, loop = CollectorRegistry(), asyncio.get_running_loop()
 
         def ask() -> list[Metric]:
             return asyncio.run_coroutine_threadsafe(self.families(), loop).result(2 * _SCRAPE_S)
 
         registry.register(_Scrape(ask))
-        host, port = self._settings.metrics_host, self._settings.metrics_port
-        try:
-            self._listener = start_http_server(port, addr=host, registry=registry)
-        except OSError as error:
-            logger.error("no metrics: port %d cannot be had (%s); set NLU_METRICS_PORT", port, error)
+        return scrapes.listen(self._settings, registry)
 
     async def families(self) -> list[Metric]:
         """What the supervisor and all workers counted until now."""

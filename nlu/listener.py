@@ -7,7 +7,6 @@ every connection, from its beginning or its last answer on; when its time is ove
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import socket
 from typing import Any
@@ -35,11 +34,13 @@ CHUNKS = (
 CONNECTIONS = 1000  # of one process; more are hung up on
 _BACKLOG = 512
 
-_NO_HTTP = {
-    "code": "INVALID_ARGUMENT",
-    "message": "request: found no HTTP/1.1, expected it",
-    "request_id": "",
-}
+_SAID = (
+    b'{"code": "INVALID_ARGUMENT", "message": "request: found no HTTP/1.1, expected it", "request_id": ""}'
+)
+_NO_HTTP = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+    b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (len(_SAID), _SAID)
+)
 
 
 class Requests(h11.Connection):
@@ -94,13 +95,7 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """The answer to what is no HTTP; none where another answer was begun already."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            headers = [("content-type", "application/json"), ("connection", "close")]
-            answer = (
-                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-                h11.Data(data=json.dumps(_NO_HTTP).encode()),
-                h11.EndOfMessage(),
-            )
-            self.transport.write(b"".join(self.conn.send(event) or b"" for event in answer))
+            self.transport.write(_NO_HTTP)
         if self.cycle is not None:  # whoever works on an answer learns at once that nobody will get it
             self.cycle.disconnected = True
             self.cycle.message_event.set()

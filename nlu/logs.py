@@ -74,8 +74,12 @@ CALL: ContextVar[Call | None] = ContextVar("call", default=None)
 _started = f"{secrets.token_hex(4)}-"
 _numbers = itertools.count(1)
 _hash_key = secrets.token_bytes(32)
-# Our own faults have a budget of their own, which no flood of bad calls can use up.
-_budgets = {level: Bucket(_FAILURES_A_SECOND, _FAILURES_AT_ONCE) for level in (logging.INFO, logging.ERROR)}
+# Our own faults (ERROR) have a budget of their own, which no flood of bad calls (INFO) can use up, nor one of what
+# libraries say (WARNING): asyncio has a line for every connection it can no longer accept.
+_budgets = {
+    level: Bucket(_FAILURES_A_SECOND, _FAILURES_AT_ONCE)
+    for level in (logging.INFO, logging.WARNING, logging.ERROR)
+}
 _unwritten = 0
 
 
@@ -92,6 +96,7 @@ def configure(settings: Settings) -> None:
     handler = logging.StreamHandler()
     form = JsonLines if settings.log_format == "json" else TextLines
     handler.setFormatter(form(secrets_of(settings)))
+    handler.addFilter(_heard)
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(max(level, logging.WARNING))
     for name in OURS:
@@ -221,14 +226,19 @@ def _about(call: Call) -> dict[str, str | float]:
     return {name: value for name, value in known.items() if value}
 
 
+def _heard(record: logging.LogRecord) -> bool:
+    """Whether a line is written: all of ours, of libraries what their budget has room for."""
+    return record.name.partition(".")[0] in OURS or _may_write(logging.WARNING)
+
+
 def _may_write(level: int) -> bool:
-    """Whether another failure may be written now; how many were not is told when one is."""
+    """Whether another line of this budget may be written now; how many were not is told when one is."""
     global _unwritten
     if _budgets[level].take():
         _unwritten += 1
         return False
     if _unwritten:
-        logger.info("%d failures before this one were not written; nlu_calls_total has them all", _unwritten)
+        logger.info("%d lines before this one were not written; nlu_calls_total has every call", _unwritten)
         _unwritten = 0
     return True
 

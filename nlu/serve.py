@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
 
 from annotators.annotator import Encoding
-from nlu import guard, health, loading, memory, metrics, steward, tls, tracing
+from nlu import guard, health, loading, memory, metrics, scrapes, steward, tls, tracing
 from nlu.batcher import Batcher
 from nlu.cache import EncodingCache
 from nlu.callers import Callers
@@ -130,7 +129,7 @@ class Server:
             self._http = await self._gateway()
             self.http_port = self._http.port
         if self._settings.metrics:
-            self._open.callback(start_metrics(self._settings))
+            self._open.callback(scrapes.listen(self._settings))
 
     async def prepare(self, bundle: Bundle) -> None:
         """Load beside what serves, in a thread, and warm up. Raises EngineRefused where the parts do not belong together."""
@@ -372,26 +371,6 @@ def health_names(engine: Engine) -> list[str]:
     """What grpc.health.v1 answers for: the server, the service, and every part."""
     parts = [f"{component.kind}/{component.name}" for component in engine.bundle.manifest.components]
     return ["", SERVICE, *parts]
-
-
-def start_metrics(settings: Settings) -> Callable[[], None]:
-    """Prometheus on a port of its own, and how to close it; a port that is taken costs the metrics, not the service."""
-    try:
-        server, thread = start_http_server(
-            settings.metrics_port, addr=settings.metrics_host, registry=metrics.REGISTRY
-        )
-    except OSError as error:
-        logger.error(
-            "no metrics: port %d cannot be had (%s); set NLU_METRICS_PORT", settings.metrics_port, error
-        )
-        return lambda: None
-
-    def close() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    return close
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -7,6 +7,7 @@ serving; and a server without any release is started, which must hold, say why, 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import threading
@@ -236,9 +237,9 @@ def _full(stage: _Stage) -> None:
         served = stage.next()
         server = stage.server(f"full-{stage.s3.name}", **{"statics": folder}).wait_ready()
         filler = folder / "filler"
-        with open(filler, "wb") as file:
-            free = os.statvfs(folder)
-            file.write(b"x" * max(0, free.f_bavail * free.f_frsize - 4096))
+        with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
         wanted = stage.next()
         reason = _swapped(server)
         stage.check("disk full: reason", reason.startswith("disk-full"), reason or "it was swapped")

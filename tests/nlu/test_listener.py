@@ -179,6 +179,25 @@ async def test_listener_two_lengths_of_a_body_are_none() -> None:
             assert answer.count(b"HTTP/1.1 ") == answers
 
 
+@pytest.mark.parametrize("verb", ["GET", "HEAD", "POST"])
+async def test_listener_what_turns_bad_while_it_is_worked_on_harms_nobody(verb: str) -> None:
+    """The application hears that nobody waits any more, and its answer goes nowhere."""
+    trouble: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: trouble.append(context))
+    app = App()
+    async with listening(app) as made:
+        head = f"{verb} /slow HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+        reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
+        writer.write(head)
+        await app.begun.wait()
+        writer.write(b"zz\r\n")
+        asyncio.get_running_loop().call_soon(app.go_on.set)
+        assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+        writer.close()
+        await asyncio.gather(*made._state.tasks)
+    assert trouble == []
+
+
 async def test_listener_bodies_in_crumbs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "CHUNKS", 50)
     head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -291,7 +291,9 @@ def test_logs_of_failures_are_bounded_and_say_what_is_missing(
 ) -> None:
     clock = Clock()
     monkeypatch.setattr(
-        logs, "_budgets", {level: Bucket(20, 100, clock_ns=clock) for level in (logging.INFO, logging.ERROR)}
+        logs,
+        "_budgets",
+        {level: Bucket(20, 100, clock_ns=clock) for level in (logging.INFO, logging.WARNING, logging.ERROR)},
     )
     with configured():
         call = logs.begin("Understand", {})
@@ -302,8 +304,27 @@ def test_logs_of_failures_are_bounded_and_say_what_is_missing(
         logs.ended(call, "RESOURCE_EXHAUSTED", 0.001)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 103
-    assert "900 failures before this one were not written" in lines[100]
+    assert "900 lines before this one were not written" in lines[100]
     assert "RuntimeError" in lines[101]  # a flood of bad calls hides no fault of ours
+
+
+def test_logs_of_libraries_are_bounded_and_ours_are_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(logs, "_budgets", {logging.WARNING: Bucket(20, 100, clock_ns=clock)})
+    with configured():
+        for name in ("asyncio", "nlu.serve"):
+            for _ in range(500):
+                logging.getLogger(name).error("socket.accept() out of system resource")
+        clock.now += 10**9
+        logging.getLogger("asyncio").error("once more")
+    lines = capsys.readouterr().err.splitlines()
+    assert [sum(f" ERROR {name}: " in line for line in lines) for name in ("asyncio", "nlu.serve")] == [
+        101,
+        500,
+    ]
+    assert "400 lines before this one were not written" in lines[-2]
 
 
 # What a server writes of calls, valid and not, while heads and the model fail around it.
