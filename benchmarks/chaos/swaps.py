@@ -42,7 +42,7 @@ def _one_process(section: Section, toys: Sequence[Toy], known: dict[str, dict[st
     # First alone: the volume, and nothing but swaps may fail a call.
     before = server.process.rss
     asking = Load(rig, Order((server.target,), callers=2, deadline_s=5.0, known=known)).begun()
-    flips = _swap(section, server, releases, toys, swaps, pause_s=section.scale(20, 3) / 10)
+    flips = _swap(section, server, releases, toys, swaps, pause_s=0.4)
     least = section.scale(1_000_000, 20_000)
     while _answered(server) < least and asking.process.popen.poll() is None:
         time.sleep(0.5)
