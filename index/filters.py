@@ -4,6 +4,7 @@ vectors that lead to one.
 
 from __future__ import annotations
 
+import weakref
 from bisect import bisect_right
 from collections.abc import Collection
 from datetime import datetime
@@ -42,7 +43,8 @@ class Filters:
         self._surface_bits = _bits("surface", surfaces, items.surface_masks)
         instants = set(items.valid_from.tolist()) | set(items.valid_until.tolist())
         self._boundaries = sorted(instants - {ALWAYS_FROM, ALWAYS_UNTIL})
-        self._remembered = lru_cache(maxsize=REMEMBERED_MASKS)(self._compute)
+        me = weakref.proxy(self)  # as in items.py
+        self._remembered = lru_cache(maxsize=REMEMBERED_MASKS)(lambda *asked: me._compute(*asked))
 
     def allow(
         self,

@@ -8,6 +8,7 @@ The only module that imports pyarrow.
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -125,8 +126,10 @@ class Items:
         starts = np.searchsorted(self.vectors[self._by_vector], np.arange(vectors + 1)).astype(np.int32)
         self._starts = starts.data
         self._columns = {name: table[name] for name in (*_SHOWN, "tags", "labels")}
-        self._labels = lru_cache(maxsize=REMEMBERED_REPLIES)(self._judged)
-        self._known = lru_cache(maxsize=REMEMBERED_REPLIES)(self._reply)
+        # What is remembered does not hold on to who remembers: replaced items are freed at once, without a collection.
+        me: Items = weakref.proxy(self)
+        self._labels = lru_cache(maxsize=REMEMBERED_REPLIES)(lambda first: me._judged(first))
+        self._known = lru_cache(maxsize=REMEMBERED_REPLIES)(lambda row: me._reply(row))
         pa.default_memory_pool().release_unused()  # what the checks took and gave back
 
     @classmethod

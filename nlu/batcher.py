@@ -134,6 +134,8 @@ class Batcher:
         until = time.monotonic() + _LEAVING_S
         while any(lane.alive for lane in self._lanes) and time.monotonic() < until:
             await asyncio.sleep(0.001)
+        self._loops.clear()  # ended tasks lead back here, and so would keep the model until a collection
+        self._lanes.clear()
 
     def _queued(self, phrase: str, *, tokens: bool, deadline: float) -> Ticket:
         ticket = Ticket(phrase, tokens, deadline, asyncio.get_running_loop().create_future())

@@ -174,6 +174,7 @@ class Server:
         if prepared is not None:
             await prepared.batcher.close()
             del prepared
+        await errand(gc.collect)  # a load that failed leaves cycles behind; one that served leaves none
         await errand(give_back)
 
     def tell(self, release: Release) -> None:
@@ -379,8 +380,7 @@ async def _ended(task: asyncio.Task[None]) -> None:
 
 
 def give_back() -> None:
-    """Free what nothing refers to any more, and hand free pages of the heap to the system. Takes some milliseconds."""
-    gc.collect()
+    """Hand free pages of the heap to the system."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc; other systems do without
     if trim is not None:
         trim(0)
