@@ -41,7 +41,7 @@ def _cancelled(section: Section, toy: Toy) -> None:
     server = rig.serve(
         "cancelled", bundle=bundle.path, redis=redis.url, answers_bytes=0, lru_bytes=0
     ).wait_ready()
-    calls = section.scale(100_000, 4_000)
+    calls = section.scale(100_000, 2_000)
     asyncio.run(_cancel(server, calls // 4, seed=1))
     before, seen = _settled(server), sum(server.calls().values())
     codes = asyncio.run(_cancel(server, calls, seed=2))
@@ -53,7 +53,7 @@ def _cancelled(section: Section, toy: Toy) -> None:
     section.figures |= {"cancelled": float(codes["CANCELLED"]), "answered": float(codes["OK"])}
     section.figures |= {"cancelled_rss_mb": (after - before) / 2**20, "calls_the_server_saw": float(told)}
     section.bars += [
-        at_least("calls cancelled at random moments", codes["CANCELLED"], section.scale(100_000, 4_000)),
+        at_least("calls cancelled at random moments", codes["CANCELLED"], section.scale(100_000, 2_000)),
         at_most("live-state gauges afterwards", gauges, 0),
         at_most("memory grown, MB", (after - before) / 2**20, 10.0),
         at_most("calls that ended otherwise", calls - codes["CANCELLED"] - codes["OK"], 0),
@@ -97,7 +97,7 @@ def _settled(server: Server) -> int:
 
 def _terminated(section: Section, toys: tuple[Toy, Toy]) -> None:
     """One of two pods is told to stop, again and again, at every phase of its life; callers try the other once."""
-    rig, count, chance = section.rig, section.scale(100, 6), random.Random(3)
+    rig, count, chance = section.rig, section.scale(100, 4), random.Random(3)
     releases = Releases(rig.work / "releases", FolderStore(rig.work / "store"))
     releases.release(toys[0])
     settings: dict[str, object] = {
@@ -141,7 +141,7 @@ def _terminated(section: Section, toys: tuple[Toy, Toy]) -> None:
         "first_tries_refused": float(found.retried),
     }
     section.bars += [
-        at_least("SIGTERMs", count, section.scale(100, 6)),
+        at_least("SIGTERMs", count, section.scale(100, 4)),
         at_most("calls that failed with one retry", lost, 0),
         at_most("accepted calls whose connection broke", found.torn, 0),
         at_most("exit statuses other than 0", count - codes[0], 0),

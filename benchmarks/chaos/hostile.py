@@ -136,7 +136,7 @@ def _code(call: grpc.UnaryUnaryMultiCallable[bytes, bytes], message: bytes) -> s
 
 def _neighbour(section: Section, server: Server, known: dict[str, dict[str, str]]) -> None:
     """The p99 of a calm caller, alone and beside ten hostile texts a second."""
-    seconds = section.scale(20, 4)
+    seconds = section.scale(20, 3)
     order = Order((server.target,), rates=((PACE, 2.0 * seconds),), known=known)
     asking = Load(section.rig, order).begun()
     time.sleep(seconds)
@@ -159,7 +159,7 @@ def _fuzz(section: Section, server: Server) -> None:
     """Mutated requests: most through streams, whose items are answered one by one, the others call by call."""
     chance = random.Random(17)
     seeds = _seeds()
-    streamed, called = section.scale(1_000_000, 15_000), section.scale(50_000, 2_000)
+    streamed, called = section.scale(1_000_000, 10_000), section.scale(50_000, 1_000)
     codes: Counter[str] = Counter()
     began = time.monotonic()
     with grpc.insecure_channel(server.target) as channel:

@@ -42,7 +42,7 @@ def run(section: Section) -> None:
     swaps, bad_swaps = _servers(section, toys)
     section.figures |= {"killed_pulls": float(pulls), "killed_servers": float(swaps)}
     section.bars += [
-        at_least("SIGKILLs", pulls + swaps, section.scale(500, 40)),
+        at_least("SIGKILLs", pulls + swaps, section.scale(500, 39)),
         at_most("bad states after a killed pull", bad_pulls, 0),
         at_most("bad states after a killed server", bad_swaps, 0),
     ]
@@ -152,7 +152,7 @@ def _servers(section: Section, toys: tuple[Toy, Toy]) -> tuple[int, int]:
     releases = Releases(rig.work / "releases-2", FolderStore(rig.work / "store-2"))
     releases.release(toys[0])
     bad = 0
-    count = section.scale(90, 6)
+    count = section.scale(90, 3)
     settings = {
         "statics": rig.work / "root-2", "keyring": releases.keyring, "require_signature": True, "core": None,
         "trial": "never",
