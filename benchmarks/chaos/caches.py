@@ -138,25 +138,24 @@ def _empty(redis: Redis) -> None:
     redis.do("config", "set", "maxmemory", "0")
 
 
+_SPOIL = """
+local keys, i = redis.call('keys', '*'), tonumber(ARGV[1])
+table.sort(keys)
+local key, kind = keys[i], i % 4
+if kind == 0 then redis.call('set', key, redis.call('get', keys[i % #keys + 1]))
+elseif kind == 1 then redis.call('set', key, string.rep('x', 200))
+elseif kind == 2 then redis.call('del', key); redis.call('rpush', key, 'x')
+else redis.call('set', key, string.rep('x', 5000000)) end
+"""
+
+
 def _poison(redis: Redis) -> None:
-    """Every value becomes another key's, garbage, a list, or far too long."""
-    keys = [key for key in redis.do("dbsize").split() if key != "0"]
-    script = """
-    local keys = redis.call('keys', '*')
-    local values = {}
-    for i, key in ipairs(keys) do values[i] = redis.call('get', key) end
-    for i, key in ipairs(keys) do
-      local kind = i % 4
-      if kind == 0 then redis.call('set', key, values[i % #keys + 1])
-      elseif kind == 1 then redis.call('set', key, string.rep('x', 200))
-      elseif kind == 2 then redis.call('del', key); redis.call('rpush', key, 'x')
-      else redis.call('set', key, string.rep('x', 5000000)) end
-    end
-    return #keys
-    """
-    if not keys:
+    """Every value becomes another key's, garbage, a list, or far too long; one by one, so that Redis itself is quick."""
+    count = int(redis.do("dbsize"))
+    if not count:
         raise RuntimeError("redis holds nothing to poison")
-    redis.do("eval", script, "0")
+    for number in range(count, 0, -1):
+        redis.do("eval", _SPOIL, "0", str(number))
 
 
 def _clean(redis: Redis) -> None:
