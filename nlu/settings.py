@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+Drop = Literal["replies", "boosted", "context", "token"]
+
 
 class Settings(BaseSettings):
     """Each comment says what the value costs."""
@@ -35,7 +37,8 @@ class Settings(BaseSettings):
     require_signature: bool = False  # production: true
     signatures: int = Field(1, ge=1, le=8)  # how many trusted keys must have signed a bundle
     min_seq: int = Field(0, ge=0)  # a floor from the deployment: no release below it is taken
-    pin: str = Field("", pattern="^([0-9a-f]{64})?$")  # break glass: this bundle and no other, floor and expiry aside
+    # Break glass: this bundle and no other, floor and expiry aside.
+    pin: str = Field("", pattern="^([0-9a-f]{64})?$")
     watch_s: float = Field(30.0, ge=0)  # how often the channel is looked at; 0: only at the start
     pull_s: float = Field(120.0, gt=0)  # one pull may take this long
     pull_bytes_s: int = Field(0, ge=0)  # one pull takes at most this rate; 0: as fast as it comes
@@ -66,12 +69,13 @@ class Settings(BaseSettings):
     queue: int = Field(256, ge=1)  # phrases that may wait for the vectorizer; more only wait longer
     queue_s: float = Field(0.1, gt=0)  # nor may they wait longer than this, by the measured time of one
     in_flight: int = Field(512, ge=1)  # calls handled at once; more are refused
-    drops: tuple[Literal["replies", "boosted", "context", "token"], ...] = ("replies", "boosted", "context", "token")
-    # what is left out, first to last, of an answer for which time is short
+    # What is left out, first to last, of an answer for which time is short.
+    drops: tuple[Drop, ...] = ("replies", "boosted", "context", "token")
     deadline_s: float = Field(1.0, gt=0)  # for callers that set none
     max_deadline_s: float = Field(5.0, gt=0)  # nobody waits longer, whatever they ask for
     drain_s: float = Field(10.0, ge=0)  # how long accepted calls may take once we are told to stop
-    linger_s: float = Field(0.0, ge=0)  # of which calls are still taken on: until the platform knows we are going
+    # For so long of it calls are still taken on, until the platform knows we are going.
+    linger_s: float = Field(0.0, ge=0)
     shadow_sample: Path | None = None  # keeps flips of shadow heads here, phrases redacted
     shadow_sample_rows: int = Field(1000, ge=1)  # the newest are kept
     persona: str = "calm"  # for callers that name none; ignored where the bundle does not have it
