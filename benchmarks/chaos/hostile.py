@@ -162,20 +162,19 @@ def _fuzz(section: Section, server: Server) -> None:
     streamed, called = section.scale(1_000_000, 10_000), section.scale(50_000, 1_000)
     codes: Counter[str] = Counter()
     began = time.monotonic()
-    with grpc.insecure_channel(server.target) as channel:
-        stream = channel.stream_stream(
-            "/nlu.v1.Nlu/UnderstandStream", request_serializer=bytes, response_deserializer=bytes
-        )
-        left = streamed
-        while left:
-            share = min(left, 50_000)
-            for raw in stream(_mutants(chance, seeds, share), timeout=600):
-                outcome = pb.Outcome.FromString(raw)
-                codes[_problem(outcome)] += 1
-            left -= share
-            section.say(
-                f"{streamed - left} fuzzed items, {(streamed - left) / (time.monotonic() - began):.0f} a second"
+    left = streamed
+    while left:  # a connection lives for ten minutes, so no stream is asked to live longer
+        share = min(left, 50_000)
+        with grpc.insecure_channel(server.target) as channel:
+            stream = channel.stream_stream(
+                "/nlu.v1.Nlu/UnderstandStream", request_serializer=bytes, response_deserializer=bytes
             )
+            for raw in stream(_mutants(chance, seeds, share), timeout=600):
+                codes[_problem(pb.Outcome.FromString(raw))] += 1
+        left -= share
+        rate = (streamed - left) / (time.monotonic() - began)
+        section.say(f"{streamed - left} fuzzed items, {rate:.0f} a second")
+    with grpc.insecure_channel(server.target) as channel:
         before = server.calls()
         mine: Counter[str] = Counter()
         methods = ("Understand", "UnderstandBatch", "Encode", "Describe")

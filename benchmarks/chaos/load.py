@@ -49,7 +49,7 @@ class Order:
     deadline_s: float = 1.0
     texts: str = "probes"
     words: int = 4
-    retries: int = 0  # UNAVAILABLE is asked again of the next target
+    retries: int = 0  # UNAVAILABLE, and CANCELLED by the server, is asked again of the next target
     channels: int = 4
     known: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     seed: int = 1
@@ -214,9 +214,11 @@ class _Callers:
                 break
             except grpc.aio.AioRpcError as error:
                 code = CODES.index(error.code().name)
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                # A server that stops ends what it has not looked at yet as CANCELLED, which no caller of ours asks for.
+                unseen = error.code() is grpc.StatusCode.CANCELLED
+                if error.code() is not grpc.StatusCode.UNAVAILABLE and not unseen:
                     break
-                refused = any(words in (error.details() or "") for words in _REFUSED)
+                refused = unseen or any(words in (error.details() or "") for words in _REFUSED)
                 if not refused:
                     print(error.details(), file=sys.stderr)
                 self._retried[refused] += 1
