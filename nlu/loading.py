@@ -164,8 +164,9 @@ class _Loader:
 
 
 def _key(component: Component) -> str:
-    """By its kind too: the same files may be called a part of another kind in the next bundle."""
-    return f"{component.kind} {component.digest}"
+    """By its kind too: the same files may be called a part of another kind in the next bundle. A shadow is a head."""
+    kind = "head" if component.kind == "shadow" else component.kind
+    return f"{kind} {component.digest}"
 
 
 def _warm_up(vectorizer: Vectorizer) -> None:

@@ -43,11 +43,22 @@ def main(arguments: list[str]) -> int:
             page.keep(RESULTS / "chaos.json", name, parts[name])
     if asked.save and not asked.fast:
         page.write(RESULTS / "chaos.json")
-    broken = [
-        f"{name}: {bar['name']}" for name, part in parts.items() for bar in part["bars"] if not bar["holds"]
-    ]
+    broken = {
+        "bars": [
+            f"{name}: {bar['name']}"
+            for name, part in parts.items()
+            for bar in part["bars"]
+            if not bar["holds"]
+        ],
+        "timed": [
+            f"{name}: {bar['name']}"
+            for name, part in parts.items()
+            for bar in part["timed"]
+            if not bar["holds"]
+        ],
+    }
     print(json.dumps({"benchmark": "chaos", "fast": asked.fast, "parts": parts, "broken": broken}))
-    return 1 if broken else 0
+    return 1 if any(broken.values()) else 0
 
 
 def run_part(name: str, *, fast: bool) -> page.Part:
